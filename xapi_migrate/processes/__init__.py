@@ -1,0 +1,1 @@
+"""Child processes that outlive the daemon, and QMP, the way to talk to QEMU's."""

@@ -1,0 +1,244 @@
+"""The SM interface.
+
+Two sides. `ISMDriver` and `ISRBackend` are what the author of a storage backend writes: where VDIs
+live, nothing more. `ISR` is what the engine uses: the seed's SM API for one attached SR, made by
+`xapi_migrate.sm.repository` out of a backend and the shared services (datapath, iSCSI service, copier).
+A backend never opens an image itself, the datapath does.
+
+Sizes are bytes. All methods may return Deferreds or coroutines unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from enum import Enum
+from pathlib import Path
+
+import attrs
+from zope.interface import Attribute, Interface
+
+GENERATION = 1
+"""The generation of this interface; a driver names the one it was written for."""
+
+
+class ImageFormat(Enum):
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    VHD = "vpc"
+
+
+class Purpose(Enum):
+    """Who an attachment is for; each is detached by its own name. domain: a domain's block device, over NBD on a
+    unix socket. target: an iSCSI LUN that the sending host's copier writes to."""
+
+    DOMAIN = "domain"
+    TARGET = "target"
+
+
+class CopyState(Enum):
+    """pending: not yet ready, work goes on. ready: all of the disk has been copied once and writes are
+    tracked, safe to migrate. finished: both sides are equal and the copier has let go. failed."""
+
+    PENDING = "pending"
+    READY = "ready"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class SRConfig:
+    """An SR as its record says: `device_config` is the PBD's map (for sm_file: location, format)."""
+
+    uuid: str
+    driver: str
+    device_config: dict[str, str]
+
+
+@attrs.frozen
+class SRStat:
+    """`total` and `free` bytes of the SR; `used` is what VDIs take up."""
+
+    total: int
+    free: int
+    used: int
+
+
+@attrs.frozen
+class VDIInfo:
+    """A VDI as its backend knows it. `virtual_size` what the guest sees, a multiple of 512; `used` what it takes up."""
+
+    uuid: str
+    virtual_size: int
+    used: int = 0
+    read_only: bool = False
+
+
+@attrs.frozen
+class ImageLocation:
+    """Where the datapath finds a VDI: an absolute path of a file or block device, and its format
+    (never probed)."""
+
+    path: Path
+    format: ImageFormat
+
+
+class ISRBackend(Interface):
+    """One SR, as the author of a backend writes it. Methods may be slow; each is called with a
+    time-out, never twice at once for one VDI, and may be repeated after a failure."""
+
+    def attach() -> Awaitable[None]:
+        """Make the SR usable on this host; on each start of the daemon. SrBackendFailure if it cannot be."""
+
+    def detach() -> Awaitable[None]:
+        """The SR is no longer used on this host."""
+
+    def stat() -> Awaitable[SRStat]:
+        """Sizes now."""
+
+    def scan() -> Awaitable[list[VDIInfo]]:
+        """All VDIs that are in the SR."""
+
+    def vdi_create(uuid: str, virtual_size: int) -> Awaitable[VDIInfo]:
+        """A new VDI that reads as zeroes. SrFull when there is no room."""
+
+    def vdi_destroy(uuid: str) -> Awaitable[None]:
+        """Remove a VDI; a VDI that is not there is no error."""
+
+    def vdi_location(uuid: str) -> Awaitable[ImageLocation]:
+        """Where the datapath finds it. VdiMissing."""
+
+    def nonce_write(name: str, value: str) -> Awaitable[None]:
+        """Leave a small text under `name` ([0-9a-f-]+) inside the SR for whoever shares the storage;
+        value "" removes it."""
+
+    def nonce_read(name: str) -> Awaitable[str]:
+        """The text that was left under `name`, "" if there is none."""
+
+
+class ISMDriver(Interface):
+    """A storage backend's entry point, found through twisted.plugin."""
+
+    name: str = Attribute("the SR type: lower case letters, digits, underscores")
+    description: str = Attribute("one sentence")
+    vendor: str = Attribute("who wrote it")
+    version: str = Attribute("its version")
+    generation: int = Attribute("the GENERATION it was written for")
+    features: frozenset[str] = Attribute("SR features: VDI_CREATE VDI_DESTROY VDI_MIRROR SHARED ...")
+    formats: tuple[str, ...] = Attribute("image formats it can hold")
+
+    def open_sr(config: SRConfig) -> ISRBackend:
+        """The backend object of one SR; does no I/O. InvalidValue if device_config is wrong."""
+
+
+@attrs.frozen
+class Attachment:
+    """How a domain reaches an attached VDI: an NBD export on a unix socket (absolute path)."""
+
+    socket_path: str
+    export: str
+    virtual_size: int
+
+
+@attrs.frozen
+class TargetUrl:
+    """Answer of VDI.get_url: `url` is iscsi://ADDRESS:PORT/IQN/LUN without credentials; `username` and
+    `password` are the migration's own CHAP account. The password's repr is hidden."""
+
+    url: str
+    username: str
+    password: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class SameDiskProof:
+    """How a sender can prove that a receiver means the same storage: the receiver's SM left `value`
+    under `name` in its SR; only who sees the same SR reads it back."""
+
+    name: str
+    value: str
+
+
+@attrs.frozen
+class CopyStatus:
+    """Answer of Task.get_state. `copied` of `total` bytes, `total` grows with guest writes; `same_disk` true when there
+    was nothing to copy; `error` a sentence when failed."""
+
+    state: CopyState
+    copied: int = 0
+    total: int = 0
+    same_disk: bool = False
+    error: str = ""
+
+
+class ISR(Interface):
+    """The SM API for one attached SR. All calls are repeatable: a repeat of one that succeeded succeeds."""
+
+    uuid: str = Attribute("the SR's uuid")
+
+    def attach() -> Awaitable[None]:
+        """SR.attach."""
+
+    def detach() -> Awaitable[None]:
+        """SR.detach; VdiInUse while a VDI is attached."""
+
+    def stat() -> Awaitable[SRStat]:
+        """SR.stat."""
+
+    def scan() -> Awaitable[list[VDIInfo]]:
+        """SR.scan."""
+
+    def vdi_create(uuid: str, virtual_size: int) -> Awaitable[VDIInfo]:
+        """VDI.create. SrFull when there is no room."""
+
+    def vdi_destroy(uuid: str) -> Awaitable[None]:
+        """VDI.destroy; VdiInUse while it is attached."""
+
+    def vdi_attach(uuid: str, purpose: Purpose, read_only: bool = False) -> Awaitable[Attachment]:
+        """VDI.attach (step 4.2 on the receiver): the export exists from now on, its gate shut."""
+
+    def vdi_activate(uuid: str, purpose: Purpose = Purpose.DOMAIN) -> Awaitable[None]:
+        """VDI.activate: open the image and the gate."""
+
+    def vdi_deactivate(uuid: str, purpose: Purpose = Purpose.DOMAIN) -> Awaitable[None]:
+        """VDI.deactivate (step 4.4): drain, shut the gate, flush, close the image; a copy that is ready
+        finishes now. Never hangs on a dead peer: after the guard time the copier is killed and the copy fails."""
+
+    def vdi_detach(uuid: str, purpose: Purpose = Purpose.DOMAIN) -> Awaitable[None]:
+        """VDI.detach (step 5.4)."""
+
+    def vdi_get_url(uuid: str, migration: str, address: str) -> Awaitable[TargetUrl]:
+        """VDI.get_url (steps 2.3, 2.5): attach the VDI for Purpose.TARGET, make it a LUN of this `migration`'s iSCSI
+        target, reachable at the local `address`. All disks of one migration share one target and one CHAP account."""
+
+    def vdi_dummy_url(uuid: str, virtual_size: int, migration: str, address: str) -> Awaitable[TargetUrl]:
+        """For a VDI that is found here already: a read-only LUN of its size that carries its identity
+        (serial = VDI uuid, id = SR uuid); the image is not opened."""
+
+    def vdi_close_url(uuid: str, migration: str) -> Awaitable[None]:
+        """Take the LUN away: no session, no command in flight when this fires (step 5.2, before activate); the TARGET
+        attachment is gone too."""
+
+    def same_disk_proof(migration: str) -> Awaitable[SameDiskProof]:
+        """Leave a fresh nonce in the SR (receiver)."""
+
+    def forget_proof(migration: str) -> Awaitable[None]:
+        """Remove the nonce again."""
+
+    def vdi_copy(
+        uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool = False
+    ) -> Awaitable[None]:
+        """VDI.copy (steps 3.1 to 3.5): begin to copy this VDI, active or not, into the LUN, as the task `ref`. Fires when
+        the copy has been started or failed to start; follow it by copy_state. `proof` None: never the same disk."""
+
+    def copy_state(ref: str) -> Awaitable[CopyStatus]:
+        """Task.get_state (step 3.6). HandleInvalid for an unknown ref."""
+
+    def copy_replace(ref: str, url: TargetUrl) -> Awaitable[None]:
+        """After fail-over to another URI: replace the copier by one that uses `url`; the same job goes on."""
+
+    def copy_finish(ref: str) -> Awaitable[None]:
+        """For a VDI that no domain uses (halted VM): end a copy that is ready; it becomes finished."""
+
+    def copy_cancel(ref: str) -> Awaitable[None]:
+        """Task.cancel: end the copy, whatever its state; the VDI and its domain are not disturbed. Never
+        hangs, repeatable; the ref is forgotten afterwards."""
