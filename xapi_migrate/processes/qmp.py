@@ -62,7 +62,13 @@ class QMP(LineReceiver):
         return done
 
     def execute(
-        self, command: str, arguments: dict[str, Any] | None = None, *, fd: int = -1, timeout: float = 60.0, oob: bool = False
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        fd: int = -1,
+        timeout: float = 60.0,
+        oob: bool = False,
     ) -> defer.Deferred[Any]:
         """Run a command. `fd` travels with it and must stay open until this fires. QMPError when refused,
         TimeoutError when there is no answer in time, ConnectionDone when QEMU is gone."""
@@ -154,7 +160,7 @@ async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: 
             return qmp
         except BaseException:
             if qmp.transport is not None:
-                qmp.transport.abortConnection()
+                qmp.transport.loseConnection()
             raise
     finally:
         if folder >= 0:
