@@ -1,0 +1,1 @@
+"""The migration itself: two machines (sender, receiver), five phases, a journal."""

@@ -1,0 +1,60 @@
+"""The configuration of one daemon. The comments are the manual; `--show-config` prints the values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+
+@attrs.frozen
+class MigrationTimes:
+    """All in seconds."""
+
+    # How often the sender sends HEAD while a migration is under way.
+    heartbeat_interval: float = 30.0
+    # Without a sign of life for this long the sender tries the other URIs and then rolls back; the receiver aborts.
+    heartbeat_lost: float = 90.0
+    # How long the sender waits for one URI to answer HEAD in step 1.5.
+    connect: float = 10.0
+    # How long the sender waits for the answer to a request other than PUT memory and PUT control.
+    request: float = 60.0
+    # How long an offer lives if no PUT metadata comes.
+    offer: float = 600.0
+    # How often the sender asks for the state of the copies (3.6).
+    poll: float = 0.5
+    # How often a sender in doubt asks what was decided, for as long as it takes.
+    ask: float = 5.0
+
+
+@attrs.frozen
+class Config:
+    """One daemon."""
+
+    # Where everything of this daemon lives: database, journal, sockets, consoles, certificates.
+    state_dir: Path
+    # Twisted endpoint strings that the API and the migration URIs are served on.
+    # A "tls:" prefix serves https with this host's own certificate: tls:8443:interface=127.0.0.1
+    listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
+    # SQLAlchemy URL of the records; empty: an SQLite file in state_dir.
+    database: str = ""
+    # File of user names and password hashes; empty: state_dir/users.
+    users: str = ""
+    # Hypervisor: qemu or xen.
+    domains: str = "qemu"
+    # Addresses that URIs are offered on; empty: those that `listen` names.
+    addresses: tuple[str, ...] = ()
+    # Schemes that URIs are offered with, in this order. http moves memory and disks in clear.
+    schemes: tuple[str, ...] = ("https",)
+    # Disks travel over iSCSI, which is not encrypted: must be said aloud before an https offer may use it.
+    insecure_storage: bool = False
+    # TCP port of the iSCSI target; 0: a free one.
+    iscsi_port: int = 3260
+    # Largest VM metadata document accepted, in bytes.
+    metadata_limit: int = 4 << 20
+    # Largest XenAPI request accepted, in bytes.
+    request_limit: int = 300 << 10
+    # For tests of the switch: VM.migrate takes options["keep_source"], which leaves the source's disks and the receiver's
+    # guest paused.
+    test_options: bool = False
+    times: MigrationTimes = attrs.field(factory=MigrationTimes)
