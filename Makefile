@@ -1,16 +1,19 @@
-# Everything a fresh Debian 12 machine needs, and the two commands of the README.
-PY := .venv/bin/python
-.PHONY: setup demo test lint clean
+# The two commands of the README are `make demo` and `make test`; each sets the machine up first.
+.PHONY: setup lint test demo clean
 
 setup:
 	@sh scripts/setup
 
 lint: setup
-	.venv/bin/ruff check xapi_migrate plugins tests bench
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 test: lint
-	$(PY) -m pytest
+	@.venv/bin/python scripts/run_suites.py
 
 demo: setup
-	@.venv/bin/python -m xapi_migrate.cli demo
+	@.venv/bin/xapi-migrate demo
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info plugins/*/*.egg-info

@@ -1,0 +1,136 @@
+"""Run the tests in suites, each with a budget of time, and add up what came out.
+
+A suite that takes longer than its budget is ended: a hang fails with a sentence instead of taking the
+machine until somebody looks. Its temporary files are below a folder of its own, so what it leaves
+behind after that can be found and ended too.
+
+    run_suites.py [SUITE ...] [-- PYTEST-ARGUMENT ...]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.leftovers import end_leftovers  # noqa: E402
+
+NO_TESTS = 5
+"""pytest's exit status when it selected no test."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tests with one marker expression, and how many seconds they may take on two slow cores."""
+
+    name: str
+    marker: str
+    budget: float
+
+
+SUITES = (
+    Suite("fast", "not system and not model", 240),
+    Suite("model", "model", 240),
+    Suite("system", "system and not model", 600),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one suite came to; `problem` is a sentence when something other than a test failed."""
+
+    suite: Suite
+    passed: int
+    failed: int
+    seconds: float
+    problem: str = ""
+
+
+def run(suite: Suite, arguments: list[str]) -> Result:
+    """Run one suite with pytest in a process group of its own; its output goes straight through."""
+    report = ROOT / ".cache" / f"{suite.name}.xml"
+    report.parent.mkdir(exist_ok=True)
+    report.unlink(missing_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="xm", dir="/tmp"))
+    argv = [sys.executable, "-m", "pytest", "-m", suite.marker, f"--junit-xml={report}", *arguments]
+    print(f"== suite {suite.name}: at most {suite.budget:.0f} s", flush=True)
+    begin = time.monotonic()
+    problem = ""
+    process = subprocess.Popen(argv, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, process_group=0)
+    try:
+        status = process.wait(suite.budget)
+    except subprocess.TimeoutExpired:
+        status = -1
+        problem = f"suite {suite.name} took more than its {suite.budget:.0f} s and was ended"
+        _end(process)
+    except KeyboardInterrupt:
+        _end(process)
+        raise
+    finally:
+        left = end_leftovers(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    if left and not problem:
+        problem = f"suite {suite.name} left behind: " + "; ".join(left)
+    seconds = time.monotonic() - begin
+    passed, failed = _counts(report)
+    if status not in (0, NO_TESTS) and not failed and not problem:
+        problem = f"suite {suite.name}: pytest ended with status {status}"
+    return Result(suite, passed, failed, seconds, problem)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """First ask (fixtures then clean up), then kill."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _counts(report: Path) -> tuple[int, int]:
+    """(passed, failed) of a junit report; a skipped test counts as neither."""
+    if not report.exists():
+        return 0, 0
+    suites = ElementTree.parse(report).getroot().findall("testsuite")
+    total, bad, skipped = (
+        sum(int(suite.get(name, "0")) for suite in suites for name in names)
+        for names in (("tests",), ("failures", "errors"), ("skipped",))
+    )
+    return max(0, total - bad - skipped), bad
+
+
+def main(arguments: list[str]) -> int:
+    names, extra = arguments, []
+    if "--" in arguments:
+        at = arguments.index("--")
+        names, extra = arguments[:at], arguments[at + 1 :]
+    unknown = set(names) - {suite.name for suite in SUITES}
+    if unknown:
+        print(f"no suite named {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SUITES)}")
+        return 2
+    results = [run(suite, extra) for suite in SUITES if not names or suite.name in names]
+    print()
+    for result in results:
+        print(f"{result.suite.name}: {result.passed} passed, {result.failed} failed in {result.seconds:.0f} s")
+    problems = [result.problem for result in results if result.problem]
+    for problem in problems:
+        print(f"problem: {problem}")
+    passed = sum(result.passed for result in results)
+    failed = sum(result.failed for result in results) + len(problems)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

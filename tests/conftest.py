@@ -1,0 +1,95 @@
+"""What holds for every test: none hangs, none leaves a process or a mount behind, none drops an error."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet import defer
+from twisted.logger import LogEvent, globalLogPublisher
+
+from tests.leftovers import end_leftovers
+
+LIMIT = 120.0
+"""Seconds that an asynchronous test may take unless it carries @pytest.mark.limit(seconds)."""
+
+_dropped: list[str] = []
+
+
+def _note_dropped(event: LogEvent) -> None:
+    failure = event.get("log_failure")
+    if failure is not None and event.get("log_namespace") == "twisted.internet.defer":
+        _dropped.append(failure.getTraceback())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "limit(seconds): how long this asynchronous test may take")
+    globalLogPublisher.addObserver(_note_dropped)
+
+
+def pytest_unconfigure() -> None:
+    globalLogPublisher.removeObserver(_note_dropped)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """Cancel an asynchronous test that takes too long: it then fails with TimeoutError where it waited."""
+    function = pyfuncitem.obj
+    if getattr(function, "_pytest_twisted_mark", "") != "async_test" or hasattr(function, "hypothesis"):
+        return (yield)
+    marker = pyfuncitem.get_closest_marker("limit")
+    limit = float(marker.args[0]) if marker else LIMIT
+
+    @functools.wraps(function)
+    def limited(**kwargs: Any) -> defer.Deferred[Any]:
+        from twisted.internet import reactor
+
+        return defer.Deferred.fromCoroutine(function(**kwargs)).addTimeout(limit, reactor)
+
+    limited._pytest_twisted_mark = ""  # type: ignore[attr-defined]
+    pyfuncitem.obj = limited
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = function
+
+
+@pytest.fixture(autouse=True)
+def _no_dropped_errors() -> Iterator[None]:
+    yield
+    if _dropped:
+        said = "\n".join(_dropped)
+        _dropped.clear()
+        pytest.fail(f"an error was dropped (by this test or one before it):\n{said}", pytrace=False)
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A folder with a short path, for the 108 bytes of a unix socket's name. What still runs or is mounted below
+    it at the end fails the test."""
+    folder = Path(tempfile.mkdtemp(prefix="x", dir="/tmp")).resolve()
+    yield folder
+    left = end_leftovers(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    if left:
+        pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The same for everything below pytest's own temporary folder."""
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    base = getattr(factory, "_basetemp", None)
+    if base is None:
+        return
+    left = end_leftovers(base)
+    if left:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("left behind by this session: " + "; ".join(left), red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

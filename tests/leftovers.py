@@ -1,0 +1,57 @@
+"""Processes and mounts that stand below a folder: what a test must not leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+
+def _below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def processes(folder: Path) -> dict[int, str]:
+    """pid -> command line of every process that works in the folder or names it in its arguments, except this one."""
+    place = str(folder.resolve())
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX":
+                continue
+            cwd = str((entry / "cwd").readlink()).removesuffix(" (deleted)")
+            argv = entry.joinpath("cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue  # ended meanwhile, or a stranger's
+        if _below(cwd, place) or any(f"{place}/" in f"{word}/" for word in argv):
+            found[int(entry.name)] = " ".join(argv)[:200]
+    return found
+
+
+def mounts(folder: Path) -> list[str]:
+    """Mount points at or below the folder, deepest first."""
+    place = str(folder.resolve())
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if _below(point, place):
+            points.append(point)
+    return sorted(points, key=len, reverse=True)
+
+
+def end_leftovers(folder: Path) -> list[str]:
+    """Kill those processes, undo those mounts; one sentence for each."""
+    said = []
+    for pid, argv in processes(folder).items():
+        said.append(f"process {pid}: {argv}")
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    for point in mounts(folder):
+        said.append(f"mount {point}")
+        subprocess.run(["umount", "--lazy", point], check=False)
+    return said
