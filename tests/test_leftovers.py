@@ -1,4 +1,4 @@
-"""The rules that tests/conftest.py lays on every test are themselves tested: each of them can fail."""
+"""The rules that tests/rules.py lays on every test are themselves tested: each of them can fail."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
-    """Run one test file in a session of its own, under the rules of this project's conftest."""
+    """Run one test file in a session of its own, under the rules of this project."""
     (folder / "test_inner.py").write_text(test)
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "setup.cfg"), f"--rootdir={folder}",
-         f"--confcutdir={folder}", "-p", "tests.conftest", f"--basetemp={folder}/base", str(folder / "test_inner.py")],
+         f"--confcutdir={folder}", "-p", "tests.rules", f"--basetemp={folder}/base", str(folder / "test_inner.py")],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""What holds for every test: none hangs, none leaves a process or a mount behind, none drops an error."""
+"""What holds for every test, here and in plugins/: none hangs, none leaves a process or a mount behind, none drops an error.
+
+Loaded by setup.cfg (-p), since the plugins' tests are beside this folder and not below it.
+"""
 
 from __future__ import annotations
 
