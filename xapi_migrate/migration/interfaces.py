@@ -108,8 +108,9 @@ class IPeer(Interface):
         """Ask all URIs, the current one first, what was decided; the first that knows, else UNKNOWN. PeerSilent when
         none answers."""
 
-    def delete() -> Awaitable[Answer]:
-        """Give the migration up, or acknowledge its end. The answer is what was decided."""
+    def delete(acknowledge: Outcome | None = None) -> Awaitable[Answer]:
+        """Give the migration up; the answer is what was decided. With `acknowledge`: the outcome is known here, the receiver may
+        forget the migration."""
 
     def close() -> None:
         """Let go of all connections."""
@@ -143,9 +144,10 @@ class IReceiving(Interface):
     def control() -> Answer:
         """What has been decided so far."""
 
-    def delete(reason: str) -> Awaitable[Answer]:
-        """Abort if nothing is decided, else acknowledge. The answer is what holds; ABORTED only once it is durable and the
-        VM's disks are shut here."""
+    def delete(reason: str, acknowledge: Outcome | None = None) -> Awaitable[Answer]:
+        """Abort if nothing is decided. The answer is what holds; ABORTED only once it is durable and the VM's disks are shut
+        here. Only a DELETE that names the outcome (`acknowledge`) lets the receiver forget it: a repeated abort whose first
+        answer was lost must find the decision, not a 404 which decides nothing."""
 
 
 class IOffers(Interface):

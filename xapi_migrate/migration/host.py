@@ -1,0 +1,85 @@
+"""What the engine needs of the host it runs on, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from ..config import Config
+from ..domains.interfaces import DomainSpec, IDomainDriver
+from ..sm.interfaces import ISR, Attachment
+from ..store.interfaces import IRecords
+from .interfaces import IPeer
+from .journal import IJournals
+
+
+class TaskHandle(Protocol):
+    """A XenAPI task that the engine works for."""
+
+    @property
+    def ref(self) -> str: ...
+    def set_progress(self, progress: float) -> None:
+        """0..1; never goes back."""
+
+    def set_other(self, key: str, value: str) -> None:
+        """A key of other_config."""
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """While set, the task can be cancelled."""
+
+
+class TaskMaker(Protocol):
+    """The receiver's own tasks."""
+
+    def begin(self, label: str, description: str) -> TaskHandle: ...
+    def succeed(self, task: TaskHandle, value: str) -> None: ...
+    def fail(self, task: TaskHandle, error: Exception) -> None: ...
+
+
+class Toolstack(Protocol):
+    """The VMs and SRs of this host."""
+
+    def sr(self, ref: str) -> ISR:
+        """SrNotAttached, HandleInvalid."""
+
+    def disks(self, vm: str) -> list[str]:
+        """The refs of the VM's Disk VBDs that hold a VDI, in userdevice order."""
+
+    def domain_of(self, vm: str) -> str:
+        """The id of the VM's domain, "" if it has none."""
+
+    def set_domain(self, vm: str, domain: str) -> None:
+        """The VM's domain is this one; "": none."""
+
+    def spec_of(self, vm: str, domain: str, attachments: Mapping[str, Attachment]) -> DomainSpec:
+        """The virtual hardware of the VM, its disks attached so (VBD ref -> attachment)."""
+
+    def begin_operation(self, vm: str, operation: str, task: str) -> None:
+        """Mark the VM busy; OtherOperationInProgress if it is."""
+
+    def end_operation(self, vm: str, task: str) -> None:
+        """The VM is free again; no VM, no harm."""
+
+
+@attrs.define
+class Host:
+    """This host, as both machines' work sees it. `clock` is a reactor or a test's Clock; `peers` makes the sender's
+    client for a list of URIs; `stories` is where migration logs go."""
+
+    name: str
+    ref: str
+    config: Config
+    clock: Any
+    records: IRecords
+    toolstack: Toolstack
+    domains: IDomainDriver
+    tasks: TaskMaker
+    journals: IJournals
+    peers: Callable[[list[str]], IPeer]
+    free_memory: Callable[[], int]
+    stories: Path | None = None
+    later: Callable[[Awaitable[None]], None] = lambda work: None
+    """Lets a piece of work go on after its migration has ended (acknowledgements)."""

@@ -1,0 +1,184 @@
+"""The journal: what must never be forgotten about a migration, written before it is acted upon.
+
+One file per migration and role, one JSON object per line, appended and fsynced; the folder is fsynced
+when a file is made. It is local to the host and never in the pool's database. A last line that was cut by a
+crash counts as not written. Records are derived from the journal, not the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer, threads
+from zope.interface import Attribute, Interface, implementer
+
+from ..errors import MigrateError, catalogue
+
+
+class Mark(Enum):
+    """What can be written. Sender: BEGUN, DONE (from here on in doubt), COMMITTED or ABORTED (the receiver's
+    word, or before DONE the sender's own rolling back). Receiver: BEGUN (the offer was taken up), COMMITTED or ABORTED (its own
+    decision)."""
+
+    BEGUN = "begun"
+    DONE = "done"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@catalogue
+class JournalFailed(MigrateError):
+    """The journal of migration {migration} could not be written on this host ({reason}): see to its disk."""
+
+    migration: str
+    reason: str
+
+
+@attrs.frozen
+class Entry:
+    mark: Mark
+    data: dict[str, Any]
+
+
+class IJournal(Interface):
+    """The journal of one migration on one side."""
+
+    role: str = Attribute("sender or receiver")
+    migration: str = Attribute("the migration's id")
+    entries: list[Entry] = Attribute("what has been written, oldest first")
+
+    def record(mark: Mark, **data: Any) -> Awaitable[None]:
+        """Durable when it fires. JournalFailed: whether it was written is then only known after a restart."""
+
+    def remove() -> Awaitable[None]:
+        """The migration has ended and nobody will ask again."""
+
+
+class IJournals(Interface):
+    """All journals of one host."""
+
+    def begin(role: str, migration: str) -> IJournal:
+        """A new, empty journal; nothing is written yet."""
+
+    def read() -> Awaitable[list[IJournal]]:
+        """Those that an earlier daemon left, for recovery."""
+
+
+def marked(journal: IJournal, mark: Mark) -> bool:
+    """Whether this mark has been written."""
+    return any(entry.mark is mark for entry in journal.entries)
+
+
+def data_of(journal: IJournal, mark: Mark) -> dict[str, Any]:
+    """What was written with the latest such mark; {} if none was."""
+    return next((e.data for e in reversed(journal.entries) if e.mark is mark), {})
+
+
+@implementer(IJournal)
+class FileJournal:
+    def __init__(self, path: Path, role: str, migration: str, entries: list[Entry], length: int) -> None:
+        self.role = role
+        self.migration = migration
+        self.entries = entries
+        self._path = path
+        self._length = length
+        self._one_at_a_time = defer.DeferredLock()
+        self._broken = ""
+
+    async def record(self, mark: Mark, **data: Any) -> None:
+        line = json.dumps({"mark": mark.value, "data": data}, separators=(",", ":")).encode() + b"\n"
+        await self._one_at_a_time.acquire()
+        try:
+            if self._broken:
+                raise JournalFailed(self.migration, self._broken)
+            try:
+                self._length = await threads.deferToThread(_append, self._path, self._length, line)
+            except OSError as failure:
+                # Half a line may be on disk: what follows it would be unreadable, so nothing may follow.
+                self._broken = failure.strerror or "I/O error"
+                raise JournalFailed(self.migration, self._broken) from failure
+            self.entries.append(Entry(mark, data))
+        finally:
+            self._one_at_a_time.release()
+
+    async def remove(self) -> None:
+        await threads.deferToThread(_remove, self._path)
+
+
+@implementer(IJournals)
+class FileJournals:
+    """Journals in one folder, readable by this user only: a sender's holds the capability of its offer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, role: str, migration: str) -> IJournal:
+        return FileJournal(self._folder / f"{role}-{migration}.jsonl", role, migration, [], 0)
+
+    async def read(self) -> list[IJournal]:
+        return await threads.deferToThread(self._read)
+
+    def _read(self) -> list[IJournal]:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found: list[IJournal] = []
+        for path in sorted(self._folder.glob("*-*.jsonl")):
+            role, _, migration = path.stem.partition("-")
+            entries, length = _parse(path.read_bytes())
+            if entries:
+                found.append(FileJournal(path, role, migration, entries, length))
+            else:
+                path.unlink()  # nothing was promised
+        return found
+
+
+def _parse(text: bytes) -> tuple[list[Entry], int]:
+    """The whole lines, and the length in bytes that they take up."""
+    entries: list[Entry] = []
+    length = 0
+    for line in text.splitlines(keepends=True):
+        try:
+            value = json.loads(line)
+            entry = Entry(Mark(value["mark"]), value["data"])
+        except (ValueError, KeyError, TypeError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        entries.append(entry)
+        length += len(line)
+    return entries, length
+
+
+def _append(path: Path, length: int, line: bytes) -> int:
+    new = not path.exists()
+    if new:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, length)  # what a crash left half-written goes
+        if os.pwrite(descriptor, line, length) != len(line):
+            raise OSError(28, "the disk is full")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        _sync_folder(path.parent)
+    return length + len(line)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""Step 2.1, the sender's half: a VM's records as one document.
+
+The form is XenAPI's VM export (`ova.xml`): objects with ids "Ref:n" and full record snapshots, references
+rewritten to those ids. Where things go is said in `maps_to` of a VDI's and a VIF's other_config. A member
+`migration` beside `objects` holds what only this protocol needs.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from .. import __version__
+from ..store.interfaces import NULL, IRecords, Record
+from .interfaces import PROTOCOL_VERSION
+from .metadata_xml import write_value
+
+VERSION = {"product_version": __version__, "product_brand": "xapi_migrate", "build_number": "0"}
+# The lowest version that importers know: they refuse documents newer than themselves.
+EXPORT_FORM = {"xapi_major": 1, "xapi_minor": 3, "export_vsn": 2, "hostname": "localhost"}
+LEFT_OUT = {"VM": ("current_operations", "allowed_operations", "consoles", "blobs", "snapshots", "children", "parent")}
+
+
+def export_vm(
+    records: IRecords,
+    vm: str,
+    disks: list[str],
+    vdi_to_sr: dict[str, str],
+    vif_to_network: dict[str, str],
+    migration: dict[str, Any],
+) -> bytes:
+    """The document for `vm` and its `disks` (VBD refs in the order that GET disk/N uses). The maps hold only what was
+    mapped explicitly."""
+    objects: list[tuple[str, str, Record]] = [("VM", vm, records.get("VM", vm))]
+    srs: list[str] = []
+    networks: list[str] = []
+    for vbd in disks:
+        objects.append(("VBD", vbd, records.get("VBD", vbd)))
+    for vif in records.get("VM", vm)["VIFs"]:
+        record = _with_map(records.get("VIF", vif), vif_to_network.get(vif))
+        objects.append(("VIF", vif, record))
+        if record["network"] not in [NULL, *networks]:
+            networks.append(record["network"])
+    objects += [("network", ref, records.get("network", ref)) for ref in networks]
+    for vbd in disks:
+        vdi = records.get("VBD", vbd)["VDI"]
+        record = records.get("VDI", vdi)
+        objects.append(("VDI", vdi, _with_map(record, vdi_to_sr.get(vdi))))
+        if record["SR"] not in srs:
+            srs.append(record["SR"])
+    objects += [("SR", ref, records.get("SR", ref)) for ref in srs]
+    ids = {ref: f"Ref:{number}" for number, (_, ref, _) in enumerate(objects)}
+    exported = [
+        {
+            "class": cls,
+            "id": ids[ref],
+            "snapshot": {
+                name: _portable(value, ids)
+                for name, value in record.items()
+                if not name.startswith("_") and name not in LEFT_OUT.get(cls, ())
+            },
+        }
+        for cls, ref, record in objects
+    ]
+    about = {
+        **migration,
+        "protocol": PROTOCOL_VERSION,
+        "vm_ref": vm,
+        "disks": [ids[vbd] for vbd in disks],
+    }
+    version = {**VERSION, **EXPORT_FORM, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+    return write_value({"version": version, "objects": exported, "migration": about})
+
+
+def _with_map(record: Record, maps_to: str | None) -> Record:
+    other = {key: value for key, value in record["other_config"].items() if key != "maps_to"}
+    if maps_to:
+        other["maps_to"] = maps_to
+    return {**record, "other_config": other}
+
+
+def _portable(value: Any, ids: dict[str, str]) -> Any:
+    """References to what is exported by its id, to anything else as NULL, or left out of a set."""
+    if isinstance(value, str) and value.startswith("OpaqueRef:"):
+        return ids.get(value, NULL)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_portable(item, ids) for item in value if not _unknown(item, ids)]
+    if isinstance(value, dict):
+        return {k: (v if k == "maps_to" else _portable(v, ids)) for k, v in value.items() if not _unknown(k, ids)}
+    return value
+
+
+def _unknown(value: Any, ids: dict[str, str]) -> bool:
+    return isinstance(value, str) and value.startswith("OpaqueRef:") and value not in ids

@@ -1,0 +1,49 @@
+"""A migration's log: each step of the sequence by its id, with its moment and what it was about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from ..steps import Step
+
+
+class Story:
+    """Tells the steps of one migration, to the daemon's log and to a file of its own (one JSON object per line:
+    t seconds since it began, step, text, and fields). `last` is the latest step. Never given a capability or a
+    password."""
+
+    def __init__(self, clock: IReactorTime, role: str, migration: str, folder: Path | None) -> None:
+        self.role = role
+        self.migration = migration
+        self.last: Step | None = None
+        self.listeners: list[Callable[[Step, str], None]] = []
+        self._clock = clock
+        self._began = clock.seconds()
+        self._log = Logger(namespace="xapi_migrate.migration")
+        self._path = folder / f"{role}-{migration}.log" if folder else None
+
+    def step(self, step: Step, text: str = "", **fields: Any) -> None:
+        """A step of the sequence is taken."""
+        self.last = step
+        self._tell(step.id, text or step.text, fields)
+        for listener in self.listeners:
+            listener(step, text or step.text)
+
+    def note(self, text: str, **fields: Any) -> None:
+        """Something that is no step: a fault, a decision, a clean-up."""
+        self._tell("", text, fields)
+
+    def _tell(self, step: str, text: str, fields: dict[str, Any]) -> None:
+        self._log.info(
+            "{role} {migration} {step} {text}", role=self.role, migration=self.migration, step=step, text=text, **fields
+        )
+        if self._path is not None:
+            line = {"t": round(self._clock.seconds() - self._began, 4), "step": step, "text": text, **fields}
+            with self._path.open("a") as file:
+                file.write(json.dumps(line, default=str) + "\n")
