@@ -1,4 +1,4 @@
-"""What holds for every test, here and in plugins/: none hangs, none leaves a process or a mount behind, none drops an error.
+"""What holds for every test, here and in plugins/: none hangs, leaves a process or a mount behind, or drops an error.
 
 Loaded by setup.cfg (-p), since the plugins' tests are beside this folder and not below it.
 """
