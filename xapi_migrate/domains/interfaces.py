@@ -152,8 +152,8 @@ class IDomainDriver(Interface):
     def suspend(domain_id: str, fd: int, live: bool = True) -> Awaitable[ISuspension]:
         """Begin to write the domain's memory and device state to `fd`, while it runs if `live`.
 
-        Fires when the hypervisor has its own duplicate of `fd`; the caller then closes its own or keeps it as an emergency
-        brake (shutdown(2) on a socket makes the stream fail).
+        Fires when the hypervisor has its own duplicate of `fd`; the caller then closes its own or keeps
+        it as an emergency brake (shutdown(2) on a socket makes the stream fail).
         """
 
     def restore(spec: DomainSpec, fd: int) -> Awaitable[IRestoration]:

@@ -47,7 +47,7 @@ class QMP(LineReceiver):
         return lambda: self._watchers.remove(callback) if callback in self._watchers else None
 
     def event(self, predicate: Callable[[str, Event], bool]) -> defer.Deferred[Event]:
-        """Fires with the data of the first later event for which the predicate holds; fails when the connection ends."""
+        """Fires with the data of the first later event for which the predicate holds; fails with the connection."""
         done: defer.Deferred[Event] = defer.Deferred(lambda _: stop())
 
         def seen(name: str, data: Event) -> None:
@@ -85,7 +85,11 @@ class QMP(LineReceiver):
         if fd >= 0:
             transport.sendFileDescriptor(fd)
         transport.write(json.dumps(message).encode() + b"\n")
-        done.addTimeout(timeout, self._clock)
+
+        def late(_: object, seconds: float) -> None:
+            raise TimeoutError(f"{command}: no answer within {seconds:g} seconds")
+
+        done.addTimeout(timeout, self._clock, late)
         return done
 
     def _forget(self, number: int) -> None:
@@ -154,7 +158,11 @@ async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: 
                 if reactor.seconds() > deadline:
                     raise TimeoutError(f"no monitor at {path} within {timeout:g} s") from failure
             await task.deferLater(reactor, 0.01)
-        qmp.ready.addTimeout(timeout, reactor)
+
+        def late(_: object, seconds: float) -> QMP:
+            raise TimeoutError(f"no greeting from {path} within {seconds:g} seconds: is it in another's hands?")
+
+        qmp.ready.addTimeout(timeout, reactor, late)
         try:
             await qmp.ready
             return qmp

@@ -1,0 +1,208 @@
+"""Domains in QEMU, driven over QMP."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import defer, threads
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from xapi_migrate.domains.interfaces import (
+    DomainCapabilities,
+    DomainSpec,
+    DomainState,
+    IDomainDriver,
+    IRestoration,
+    ISuspension,
+)
+from xapi_migrate.domains.qemu_config import QEMUConfig
+from xapi_migrate.domains.qemu_domain import QEMUDomain, folders
+from xapi_migrate.domains.qemu_restoration import QEMURestoration
+from xapi_migrate.domains.qemu_suspension import QEMUSuspension, give_up_stray
+from xapi_migrate.errors import DomainError
+
+STREAM = "qemu"
+"""The name of the stream's format; the machine type that it is for travels in the VM's metadata."""
+
+
+@implementer(IDomainDriver)
+class QEMUDriver:
+    """Keeps its domains in `<state_dir>/domains/<domain id>/`. `host` is what errors call this host."""
+
+    name = "qemu"
+    log = Logger()
+
+    def __init__(self, reactor: Any, state_dir: Path, config: QEMUConfig | None = None, host: str = "") -> None:
+        self._reactor = reactor
+        self._root = state_dir / "domains"
+        self._config = config or QEMUConfig()
+        self._host = host or socket.gethostname()
+        self._domains: dict[str, QEMUDomain] = {}
+        self._suspensions: dict[str, QEMUSuspension] = {}
+        self._watchers: list[Callable[[str, DomainState], None]] = []
+
+    def capabilities(self) -> DomainCapabilities:
+        return DomainCapabilities(
+            stream=STREAM, takes_socket=True, live=True, machine=self._config.machine, cpu=self._config.cpu
+        )
+
+    async def open(self) -> None:
+        found = [self._new(folder.name) for folder in await threads.deferToThread(folders, self._root)]
+        await defer.gatherResults([defer.Deferred.fromCoroutine(domain.find()) for domain in found], consumeErrors=True)
+
+    async def close(self) -> None:
+        domains, self._domains = self._domains, {}
+        self._suspensions.clear()
+        for domain in domains.values():
+            await domain.abandon()
+
+    # -- life and death -----------------------------------------------------------------------
+
+    async def start(self, spec: DomainSpec) -> None:
+        known = self._domains.get(spec.domain_id)
+        if known is not None:
+            if known.spec == spec and await known.state() is DomainState.RUNNING:
+                return
+            raise self._error(spec.domain_id, "start", "there is a domain with this id already")
+        domain = self._new(spec.domain_id)
+        try:
+            await domain.launch(spec, incoming=False)
+        except BaseException:
+            self._domains.pop(spec.domain_id, None)
+            raise
+
+    async def destroy(self, domain_id: str) -> None:
+        domain = self._domains.get(domain_id)
+        if domain is None:
+            return
+        await domain.end()
+        self._suspensions.pop(domain_id, None)
+        if self._domains.get(domain_id) is domain:
+            del self._domains[domain_id]
+
+    async def shutdown(self, domain_id: str) -> None:
+        domain = self._get(domain_id, "be shut down")
+        await self._ask(domain, "be shut down", "system_powerdown")
+
+    # -- stop and go --------------------------------------------------------------------------
+
+    async def pause(self, domain_id: str) -> None:
+        domain = self._get(domain_id, "pause")
+        await self._only(domain, "pause", DomainState.RUNNING, DomainState.PAUSED)
+        try:
+            await domain.stop()
+        except Exception as failure:
+            raise domain.error("pause", failure) from failure
+
+    async def unpause(self, domain_id: str) -> None:
+        domain = self._get(domain_id, "run")
+        if await self._only(domain, "run", DomainState.RUNNING, DomainState.PAUSED) is DomainState.RUNNING:
+            return
+        try:
+            await domain.go_on()
+        except Exception as failure:
+            raise domain.error("run", failure) from failure
+        self._announce(domain)
+
+    async def resume(self, domain_id: str) -> None:
+        domain = self._get(domain_id, "run again")
+        suspension = self._suspensions.pop(domain_id, None)
+        if suspension is not None:
+            await suspension.cancel()
+        try:
+            await give_up_stray(domain)
+            if await domain.state() in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.INCOMING):
+                return
+            await domain.go_on()
+        except Exception as failure:
+            raise domain.error("run again", failure) from failure
+
+    def _announce(self, domain: QEMUDomain) -> None:
+        """Tell the network where the guest is now; nobody waits for it."""
+        if domain.spec is None or not any(nic.tap for nic in domain.spec.nics):
+            return
+        schedule = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+        told = defer.Deferred.fromCoroutine(domain.ask("announce-self", schedule))
+        told.addErrback(
+            lambda failure: self.log.failure("domain {domain}: not announced", failure, domain=domain.domain_id)
+        )
+
+    # -- streams ------------------------------------------------------------------------------
+
+    async def suspend(self, domain_id: str, fd: int, live: bool = True) -> ISuspension:
+        domain = self._get(domain_id, "suspend")
+        earlier = self._suspensions.get(domain_id)
+        if earlier is not None and not earlier.over:
+            raise self._error(domain_id, "suspend", "it is being suspended already")
+        await self._only(domain, "suspend", DomainState.RUNNING, DomainState.PAUSED)
+        suspension = self._suspensions[domain_id] = QEMUSuspension(domain)
+        await suspension.begin(fd, live)
+        return suspension
+
+    async def restore(self, spec: DomainSpec, fd: int) -> IRestoration:
+        if spec.domain_id in self._domains:
+            raise self._error(spec.domain_id, "take its memory in", "there is a domain with this id already")
+        domain = self._new(spec.domain_id)
+
+        async def destroy() -> None:
+            await domain.end()
+            if self._domains.get(spec.domain_id) is domain:
+                del self._domains[spec.domain_id]
+
+        restoration = QEMURestoration(domain, destroy)
+        restoration.begin(spec, fd)
+        return restoration
+
+    # -- questions ----------------------------------------------------------------------------
+
+    async def state(self, domain_id: str) -> DomainState:
+        domain = self._domains.get(domain_id)
+        return DomainState.ABSENT if domain is None else await domain.state()
+
+    async def domains(self) -> list[str]:
+        return sorted(self._domains)
+
+    def watch(self, callback: Callable[[str, DomainState], None]) -> None:
+        self._watchers.append(callback)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _new(self, domain_id: str) -> QEMUDomain:
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", domain_id):
+            raise self._error(domain_id, "be made", "its id is not one")
+        domain = QEMUDomain(self._reactor, self._root / domain_id, domain_id, self._config, self._host, self._tell)
+        self._domains[domain_id] = domain
+        return domain
+
+    def _get(self, domain_id: str, action: str) -> QEMUDomain:
+        domain = self._domains.get(domain_id)
+        if domain is None:
+            raise self._error(domain_id, action, "there is no such domain")
+        return domain
+
+    async def _only(self, domain: QEMUDomain, action: str, *states: DomainState) -> DomainState:
+        state = await domain.state()
+        if state not in states:
+            raise self._error(domain.domain_id, action, f"it is {state.value}")
+        return state
+
+    async def _ask(self, domain: QEMUDomain, action: str, command: str) -> None:
+        try:
+            await domain.ask(command)
+        except Exception as failure:
+            raise domain.error(action, failure) from failure
+
+    def _error(self, domain_id: str, action: str, reason: str) -> DomainError:
+        return DomainError(domain=domain_id, host=self._host, action=action, reason=reason)
+
+    def _tell(self, domain_id: str, state: DomainState) -> None:
+        for watcher in list(self._watchers):
+            try:
+                watcher(domain_id, state)
+            except Exception:
+                self.log.failure("a watcher of domains failed")

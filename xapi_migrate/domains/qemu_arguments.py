@@ -1,0 +1,110 @@
+"""QEMU's command line for a domain.
+
+It depends on the spec and the configuration alone, and every device has a fixed place: a receiver that builds the
+domain from the same spec builds the same hardware, which QEMU's stream takes for granted and does not check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec
+from xapi_migrate.domains.qemu_config import QEMUConfig
+
+MONITOR = "qmp.sock"
+"""The monitor's socket, in the domain's folder, which is QEMU's working directory."""
+
+_FIRST_NIC = 2
+_FIRST_DISK = 9
+_LAST = 31
+
+
+def disk_link(disk: DomainDisk) -> str:
+    """The name, in the domain's folder, of the symbolic link to a disk's NBD socket. A unix address holds 108 bytes and
+    the socket's own path may be longer; connect(2) follows links, and a link that is changed moves the disk."""
+    return f"disk{disk.device}.sock"
+
+
+def disk_links(spec: DomainSpec) -> Mapping[str, Path]:
+    """The links that must be in the folder before QEMU starts: name to target."""
+    return {disk_link(disk): Path(disk.socket_path) for disk in spec.disks}
+
+
+def _quoted(value: str) -> str:
+    """QEMU's option syntax: a comma in a value is written twice."""
+    return value.replace(",", ",,")
+
+
+def _slot(first: int, last: int, device: str, what: str) -> str:
+    """The PCI slot of a device: by its number, so that it is the same on every host."""
+    if not device.isdecimal() or first + int(device) > last:
+        raise ValueError(f"there is no place for {what} {device}: it must be a number up to {last - first}")
+    return f"{first + int(device):#x}"
+
+
+def _disk(disk: DomainDisk, boot_index: int, config: QEMUConfig) -> list[str]:
+    node = f"disk{disk.device}"
+    read_only = "on" if disk.read_only else "off"
+    # A geometry of our own: otherwise QEMU reads the partition table to guess one, at a moment
+    # at which the receiver's disk is not there yet.
+    device = (
+        f"virtio-blk-pci,drive={node},id=vbd{disk.device},addr={_slot(_FIRST_DISK, _LAST, disk.device, 'disk')},"
+        # QEMU lets the guest run on by itself when a stream fails, whether the disks are active by then or not. A
+        # request that fails then stops the domain, and is made again when it goes on.
+        "werror=stop,rerror=stop,share-rw=on,cyls=16383,heads=16,secs=63"
+    )
+    if disk.serial:
+        device += f",serial={_quoted(disk.serial[:20])}"
+    if disk.bootable:
+        device += f",bootindex={boot_index}"
+    return [
+        "-blockdev",
+        f"driver=nbd,node-name={node},server.type=unix,server.path={disk_link(disk)},export={_quoted(disk.export)},"
+        f"read-only={read_only},discard=unmap,reconnect-delay={config.reconnect_delay}",
+        "-device",
+        device,
+    ]
+
+
+def _nic(nic: DomainNic) -> list[str]:
+    slot = _slot(_FIRST_NIC, _FIRST_DISK - 1, nic.device, "network interface")
+    device = f"virtio-net-pci,id=vif{nic.device},mac={nic.mac},addr={slot},romfile="
+    if not nic.tap:
+        return ["-device", device]
+    return [
+        "-netdev",
+        f"tap,id=net{nic.device},ifname={_quoted(nic.tap)},script=no,downscript=no",
+        "-device",
+        f"{device},netdev=net{nic.device}",
+    ]
+
+
+def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[str]:
+    """The whole argv. ValueError when the spec asks for hardware that there is no place for."""
+    argv = [config.binary, "-name", f"guest={_quoted(spec.name or spec.vm_uuid)}", "-uuid", spec.vm_uuid]
+    argv += ["-machine", spec.machine or config.machine, "-cpu", spec.cpu or config.cpu]
+    for accelerator in config.accelerators:
+        argv += ["-accel", accelerator]
+    argv += ["-m", f"size={spec.memory // 1024}k", "-smp", str(spec.vcpus)]
+    argv += ["-no-user-config", "-nodefaults", "-display", "none"]
+    # The process stays when its guest powers off or panics: somebody has to be told, and the record put right.
+    argv += ["-action", "reboot=reset,shutdown=pause,panic=pause", "-boot", "strict=on"]
+    argv += ["-qmp", f"unix:{MONITOR},server=on,wait=off"]
+    if spec.console_path:
+        argv += [
+            "-chardev",
+            f"file,id=console,path={_quoted(spec.console_path)},append=on",
+            "-serial",
+            "chardev:console",
+        ]
+    else:
+        argv += ["-serial", "null"]
+    for boot_index, disk in enumerate(sorted(spec.disks, key=lambda disk: int(disk.device))):
+        argv += _disk(disk, boot_index, config)
+    for nic in spec.nics:
+        argv += _nic(nic)
+    if incoming:
+        # -S: the domain must not run before the receiver has committed itself.
+        argv += ["-S", "-incoming", "defer"]
+    return argv
