@@ -1,0 +1,5 @@
+"""python -m xapi_migrate.cli is xapi-migrate."""
+
+from . import main
+
+main()
