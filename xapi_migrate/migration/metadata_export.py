@@ -34,8 +34,7 @@ def export_vm(
     objects: list[tuple[str, str, Record]] = [("VM", vm, records.get("VM", vm))]
     srs: list[str] = []
     networks: list[str] = []
-    for vbd in disks:
-        objects.append(("VBD", vbd, records.get("VBD", vbd)))
+    objects += [("VBD", vbd, records.get("VBD", vbd)) for vbd in disks]
     for vif in records.get("VM", vm)["VIFs"]:
         record = _with_map(records.get("VIF", vif), vif_to_network.get(vif))
         objects.append(("VIF", vif, record))

@@ -35,7 +35,8 @@ def read_value(document: bytes) -> Any:
         root = etree.fromstring(document, parser)
     except (etree.XMLSyntaxError, ValueError) as failure:
         raise ImportError_(f"it is not well-formed XML ({str(failure)[:100]})") from None
-    if root.getroottree().docinfo.internalDTD is not None or root.getroottree().docinfo.doctype:
+    about: Any = root.getroottree().docinfo
+    if about.internalDTD is not None or about.doctype:
         raise ImportError_("it has a document type declaration, which is never accepted")
     count = 0
     for count, node in enumerate(root.iter(), 1):

@@ -1,0 +1,210 @@
+"""All migrations of one host: VM.receive and VM.migrate, their offers, and what an earlier daemon left."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from uuid import uuid4
+
+from twisted.internet import defer
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ..domains.interfaces import DomainState
+from ..errors import DomainError, OperationNotAllowed, UriInvalid, VmBadPowerState
+from ..steps import Step
+from ..store.interfaces import NULL
+from ..together import started
+from ..uris.capability import Capability
+from ..uris.capability import digest as capability_digest
+from .host import Host, TaskHandle
+from .incoming import Incoming
+from .interfaces import IOffers, IReceiving
+from .journal import IJournal, Mark, data_of
+from .outgoing import Outgoing, begun_entry, check_options, from_journal, outgoing_disks
+from .receiving import Receiving
+from .sending import Sending
+from .story import Story
+
+log = Logger()
+MOST_URIS = 16
+
+
+@implementer(IOffers)
+class Engine:
+    """`uris_of` makes an offer's URI list for a capability."""
+
+    def __init__(self, host: Host, uris_of: Callable[[Capability], list[str]]) -> None:
+        self._host = host
+        self._uris_of = uris_of
+        self._incoming: dict[str, Receiving] = {}
+        self._outgoing: dict[str, Sending] = {}
+        self._later: set[defer.Deferred[None]] = set()
+        host.later = self._let_go_on
+        host.domains.watch(self._domain_changed)
+
+    # -- the client's calls -------------------------------------------------------------------
+
+    async def receive(self, sr: str, options: dict[str, str], user: str = "") -> list[str]:
+        """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not name; NULL:
+        every disk must be named. HandleInvalid, SrNotAttached."""
+        if options:
+            raise OperationNotAllowed(f"VM.receive has no option named {sorted(options)[0]!r}.")
+        if sr != NULL:
+            self._host.toolstack.sr(sr)
+        capability = Capability.new()
+        migration = str(uuid4())
+        story = Story(self._host.clock, "receiver", migration, self._host.stories)
+        story.step(Step.VM_RECEIVE, f"offer to {user or 'a client'}")
+        incoming = Incoming(
+            id=migration,
+            host=self._host,
+            story=story,
+            journal=self._host.journals.begin("receiver", migration),
+            sr=sr,
+            digest=capability.digest.hex(),
+            options=options,
+        )
+        receiving = self._incoming[incoming.digest] = Receiving(incoming, self._forget_incoming)
+        receiving.offer()
+        return self._uris_of(capability)
+
+    async def migrate(
+        self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: TaskHandle
+    ) -> str:
+        """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first."""
+        host = self._host
+        record = host.records.get("VM", vm)
+        if record["is_a_template"] or record["is_control_domain"]:
+            raise OperationNotAllowed(f"The VM {vm} is a template or a control domain, which cannot be migrated.")
+        if record["power_state"] not in ("Running", "Halted"):
+            raise VmBadPowerState(vm, "running, halted", record["power_state"].lower())
+        check_options(options, host.config.test_options)
+        if not uris:
+            raise UriInvalid("an empty list", "VM.receive on the receiving host gives the URIs")
+        if len(uris) > MOST_URIS:
+            raise UriInvalid(f"a list of {len(uris)}", f"at most {MOST_URIS} are tried")
+        peer = host.peers(uris)
+        migration = str(uuid4())
+        host.toolstack.begin_operation(vm, "migrate_send", task.ref)
+        try:
+            outgoing = Outgoing(
+                id=migration,
+                host=host,
+                task=task,
+                story=Story(host.clock, "sender", migration, host.stories),
+                journal=host.journals.begin("sender", migration),
+                peer=peer,
+                uris=uris,
+                vm=vm,
+                vm_uuid=record["uuid"],
+                vm_name=record["name_label"],
+                power_state=record["power_state"],
+                domain=host.toolstack.domain_of(vm),
+                disks=outgoing_disks(host, vm),
+                vdi_to_sr=vdi_to_sr,
+                vif_to_network={},
+                options=options,
+            )
+            outgoing.story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
+            await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
+        except BaseException:
+            host.toolstack.end_operation(vm, task.ref)
+            peer.close()
+            raise
+        sending = self._follow(outgoing)
+        sending.begin()
+        return await sending.ended.wait()
+
+    # -- IOffers ------------------------------------------------------------------------------
+
+    def find(self, capability: str) -> IReceiving | None:
+        # Looked up by its digest: how long that takes says nothing about the capability.
+        return self._incoming.get(capability_digest(capability).hex())
+
+    # -- life of the daemon -------------------------------------------------------------------
+
+    async def start(self, task_of: Callable[[str, str], TaskHandle]) -> None:
+        """Take up what an earlier daemon left, before this one listens: every receiver without a decision has aborted
+        when this fires. `task_of(ref, label)` gives the task that the client watches, or a new one."""
+        for journal in await self._host.journals.read():
+            try:
+                if journal.role == "receiver":
+                    await self._recover_incoming(journal)
+                else:
+                    self._recover_outgoing(journal, task_of)
+            except Exception:
+                log.failure("could not take up migration {id} ({role})", id=journal.migration, role=journal.role)
+
+    async def stop(self) -> None:
+        """Let go of everything, undo nothing."""
+        for sending in list(self._outgoing.values()):
+            sending.let_go()
+        for receiving in list(self._incoming.values()):
+            receiving.let_go()
+        for work in list(self._later):
+            work.cancel()
+
+    def sending_of(self, vm: str) -> Sending | None:
+        """The migration that moves this VM away, if there is one."""
+        return next((s for s in self._outgoing.values() if s.migration.vm == vm), None)
+
+    async def _recover_incoming(self, journal: IJournal) -> None:
+        begun = data_of(journal, Mark.BEGUN)
+        story = Story(self._host.clock, "receiver", journal.migration, self._host.stories)
+        story.note("taken up by a restarted daemon")
+        incoming = Incoming(
+            id=journal.migration,
+            host=self._host,
+            story=story,
+            journal=journal,
+            sr=NULL,
+            digest=begun["digest"],
+            options={},
+        )
+        receiving = self._incoming[begun["digest"]] = Receiving(incoming, self._forget_incoming)
+        receiving.recover()
+        await receiving.decided()
+
+    def _recover_outgoing(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
+        begun = data_of(journal, Mark.BEGUN)
+        task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")
+        story = Story(self._host.clock, "sender", journal.migration, self._host.stories)
+        story.note("taken up by a restarted daemon")
+        outgoing = from_journal(self._host, journal, task, story)
+        if outgoing.vm in self._host.records.refs("VM"):
+            self._host.toolstack.end_operation(outgoing.vm, task.ref)
+            self._host.toolstack.begin_operation(outgoing.vm, "migrate_send", task.ref)
+        sending = self._follow(outgoing)
+        ended = sending.ended.wait()
+        ended.addCallbacks(
+            lambda vm: self._host.tasks.succeed(task, vm), lambda failure: self._host.tasks.fail(task, failure.value)
+        )
+        sending.recover()
+
+    def _follow(self, outgoing: Outgoing) -> Sending:
+        sending = self._outgoing[outgoing.id] = Sending(outgoing)
+        sending.ended.wait().addBoth(lambda _: self._outgoing.pop(outgoing.id, None) and None)
+        return sending
+
+    def _forget_incoming(self, receiving: Receiving) -> None:
+        self._incoming.pop(receiving.migration.digest, None)
+        self._let_go_on(receiving.migration.journal.remove())
+
+    def _let_go_on(self, work: Awaitable[None]) -> None:
+        running = started(work)
+        self._later.add(running)
+
+        def ended(result: object) -> None:
+            self._later.discard(running)
+
+        running.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
+        running.addErrback(lambda failure: log.failure("after a migration", failure))
+        running.addBoth(ended)
+
+    def _domain_changed(self, domain: str, state: DomainState) -> None:
+        """A domain that ends by itself while it is being sent ends its migration."""
+        if state not in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.ABSENT):
+            return
+        for sending in list(self._outgoing.values()):
+            if sending.migration.domain == domain:
+                sending.failed(DomainError(domain, self._host.name, "be sent", f"it is {state.value}"))

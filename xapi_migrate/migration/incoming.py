@@ -1,0 +1,78 @@
+"""What a receiver knows of one migration: the hidden VM, its disks, its domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from ..domains.interfaces import IRestoration
+from ..sm.interfaces import ISR
+from .host import Host, TaskHandle
+from .interfaces import DiskOffer, IIncomingMemory
+from .journal import IJournal
+from .metadata_import import IncomingVM
+from .story import Story
+
+
+@attrs.define
+class IncomingDisk:
+    """Disk `number`: where it goes. `found`: the VDI was here already, nothing is created for it."""
+
+    number: int
+    vbd: str
+    vdi: str
+    vdi_uuid: str
+    sr_ref: str
+    sr_uuid: str
+    size: int
+    found: bool
+    offer: DiskOffer | None = None
+
+
+@attrs.define
+class Plan:
+    """What will be created, made up before any of it is: it is in the journal, so that a restarted daemon can remove or
+    finish it. `vm` and `vm_uuid` are the hidden VM's own; `final_ref` and `final_uuid` what it becomes (5.2)."""
+
+    vm: str
+    vm_uuid: str
+    domain: str
+    final_ref: str
+    final_uuid: str
+    name: str
+    power_state: str
+    leave_paused: bool
+    disks: list[IncomingDisk]
+
+    def to_json(self) -> dict[str, Any]:
+        return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "offer")
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        return cls(**{**value, "disks": [IncomingDisk(**disk) for disk in value["disks"]]})
+
+    @property
+    def has_memory(self) -> bool:
+        return self.power_state == "Running"
+
+
+@attrs.define
+class Incoming:
+    """One incoming migration. `sr` is the offer's SR for disks that no map names."""
+
+    id: str
+    host: Host
+    story: Story
+    journal: IJournal
+    sr: str
+    digest: str
+    options: dict[str, str]
+    task: TaskHandle | None = None
+    vm: IncomingVM | None = None
+    plan: Plan | None = None
+    memory: IIncomingMemory | None = None
+    restoration: IRestoration | None = None
+
+    def sr_of(self, disk: IncomingDisk) -> ISR:
+        return self.host.toolstack.sr(disk.sr_ref)

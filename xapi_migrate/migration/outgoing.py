@@ -1,0 +1,160 @@
+"""What a sender knows of one migration: the VM, its disks, where it goes."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import attrs
+from twisted.internet import defer
+
+from ..domains.interfaces import ISuspension
+from ..errors import OperationNotAllowed
+from ..sm.interfaces import ISR, CopyState, CopyStatus
+from .host import Host, TaskHandle
+from .interfaces import DiskOffer, IPeer
+from .journal import IJournal, Mark, data_of
+from .story import Story
+
+OPTIONS = {"live", "keep_source", "leave_paused", "downtime"}
+
+
+@attrs.define
+class OutgoingDisk:
+    """Disk `number` of the VM (GET disk/N): refs and uuids of the sender's records; `copy` names its VDI.copy task."""
+
+    number: int
+    vbd: str
+    vdi: str
+    vdi_uuid: str
+    sr_ref: str
+    sr_uuid: str
+    size: int
+    copy: str
+    sr: ISR
+    offer: DiskOffer | None = None
+    status: CopyStatus | None = None
+
+
+@attrs.define
+class Outgoing:
+    """One outgoing migration. `domain` is "" for a VM that has none (Halted)."""
+
+    id: str
+    host: Host
+    task: TaskHandle
+    story: Story
+    journal: IJournal
+    peer: IPeer
+    uris: list[str] = attrs.field(repr=False)
+    vm: str
+    vm_uuid: str
+    vm_name: str
+    power_state: str
+    domain: str
+    disks: list[OutgoingDisk]
+    vdi_to_sr: dict[str, str]
+    vif_to_network: dict[str, str]
+    options: dict[str, str]
+    suspension: ISuspension | None = None
+    memory_put: defer.Deferred[None] | None = None
+    suspended_at: float | None = None
+
+    @property
+    def keep_source(self) -> bool:
+        return self.options.get("keep_source") == "true"
+
+    def progress(self) -> None:
+        """Tell the task how far it is: bytes copied and sent of all there are, within what the phases before and
+        after them take up."""
+        done = total = 0
+        for disk in self.disks:
+            done += min(disk.status.copied, disk.status.total) if disk.status else 0
+            total += max(disk.size, disk.status.total if disk.status else 0)
+            if disk.status and disk.status.same_disk:
+                done += disk.size
+        if self.domain:
+            sent, whole = self.suspension.progress() if self.suspension else (0, 0)
+            memory = max(whole, int(self.host.records.get("VM", self.vm)["memory_static_max"]))
+            done, total = done + min(sent, memory), total + memory
+        self.task.set_progress(0.05 + 0.85 * (done / total if total else 1.0))
+
+
+def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
+    """The VM's disks in the order of GET disk/N, each with a new ref for its copy. SrNotAttached names the SR that is not
+    there."""
+    disks: list[OutgoingDisk] = []
+    for number, vbd in enumerate(host.toolstack.disks(vm)):
+        vdi_ref = host.records.get("VBD", vbd)["VDI"]
+        vdi = host.records.get("VDI", vdi_ref)
+        sr = host.records.get("SR", vdi["SR"])
+        disks.append(
+            OutgoingDisk(
+                number=number,
+                vbd=vbd,
+                vdi=vdi_ref,
+                vdi_uuid=vdi["uuid"],
+                sr_ref=vdi["SR"],
+                sr_uuid=sr["uuid"],
+                size=int(vdi["virtual_size"]),
+                copy=f"OpaqueRef:{uuid4()}",
+                sr=host.toolstack.sr(vdi["SR"]),
+            )
+        )
+    return disks
+
+
+def check_options(options: dict[str, str], test_options: bool) -> None:
+    """Refuse what is not known, so that a mistyped option is not silently without effect."""
+    for name in options:
+        if name not in OPTIONS or (name in ("keep_source", "leave_paused") and not test_options):
+            raise OperationNotAllowed(f"VM.migrate has no option named {name!r}.")
+
+
+def begun_entry(migration: Outgoing) -> dict[str, Any]:
+    """What a restarted daemon needs to go on, for the journal's BEGUN."""
+    return {
+        "task": migration.task.ref,
+        "uris": migration.uris,
+        "vm": migration.vm,
+        "vm_uuid": migration.vm_uuid,
+        "vm_name": migration.vm_name,
+        "power_state": migration.power_state,
+        "domain": migration.domain,
+        "options": migration.options,
+        "disks": [
+            {
+                name: getattr(disk, name)
+                for name in ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
+            }
+            for disk in migration.disks
+        ],
+    }
+
+
+def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) -> Outgoing:
+    """The migration that an earlier daemon's journal tells of."""
+    begun = data_of(journal, Mark.BEGUN)
+    same = data_of(journal, Mark.DONE).get("same_disks", [])
+    disks = [OutgoingDisk(**told, sr=host.toolstack.sr(told["sr_ref"])) for told in begun["disks"]]
+    for disk in disks:
+        if disk.number in same:
+            disk.status = CopyStatus(CopyState.FINISHED, same_disk=True)
+    return Outgoing(
+        id=journal.migration,
+        host=host,
+        task=task,
+        story=story,
+        journal=journal,
+        peer=host.peers(begun["uris"]),
+        uris=begun["uris"],
+        vm=begun["vm"],
+        vm_uuid=begun["vm_uuid"],
+        vm_name=begun["vm_name"],
+        power_state=begun["power_state"],
+        domain=begun["domain"],
+        disks=disks,
+        vdi_to_sr={},
+        vif_to_network={},
+        options=begun["options"],
+    )

@@ -1,0 +1,196 @@
+"""Phase 2, preparation, on the receiver: steps 2.1 to 2.5."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, SrFull, VdiNotInMap
+from ..sm.interfaces import ISR
+from ..steps import Step
+from ..store.interfaces import NULL
+from . import metadata_import
+from .incoming import Incoming, IncomingDisk, Plan
+from .interfaces import DiskOffer
+from .journal import Mark
+
+HIDDEN = "HideFromXenCenter"
+TARGET_HEADROOM = 0
+
+
+async def prepare(migration: Incoming) -> None:
+    """Step 2.1: every check before the first byte, then the plan into the journal, then the hidden VM and its VDIs."""
+    assert migration.vm is not None
+    migration.story.step(Step.PUT_METADATA, f"metadata of VM {migration.vm.uuid}, {migration.vm.power_state}")
+    _check_host(migration)
+    plan = migration.plan = _plan(migration)
+    await _check_space(migration)
+    await migration.journal.record(Mark.BEGUN, digest=migration.digest, plan=plan.to_json())
+    _create_records(migration)
+    for disk in plan.disks:
+        if not disk.found:
+            await migration.sr_of(disk).vdi_create(disk.vdi_uuid, disk.size)
+
+
+def _check_host(migration: Incoming) -> None:
+    vm, host = migration.vm, migration.host
+    assert vm is not None
+    for ref in host.records.find("VM", uuid=vm.uuid):
+        raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already ({ref})")
+    for ref in host.records.refs("VM"):
+        if host.records.get("VM", ref).get("_incoming_uuid") == vm.uuid:
+            raise ImportError_(f"the VM {vm.uuid} is being received on this host already")
+    if vm.power_state != "Running":
+        return
+    capabilities = host.domains.capabilities()
+    if vm.stream != capabilities.stream:
+        raise IncompatibleHost(
+            vm.uuid,
+            host.name,
+            f"its memory stream is {vm.stream or 'of no known form'}, this host reads {capabilities.stream}",
+        )
+    free = host.free_memory()
+    if vm.memory > free:
+        raise NotEnoughMemory(vm.memory, free)
+
+
+def _plan(migration: Incoming) -> Plan:
+    vm, records = migration.vm, migration.host.records
+    assert vm is not None
+    disks: list[IncomingDisk] = []
+    for number, disk in enumerate(vm.disks):
+        sr_ref, found = _destination(migration, disk)
+        migration.host.toolstack.sr(sr_ref)  # SrNotAttached, HandleInvalid
+        disks.append(
+            IncomingDisk(
+                number=number,
+                vbd=_new_ref(),
+                vdi=records.by_uuid("VDI", disk.vdi_uuid) if found else _new_ref(),
+                vdi_uuid=disk.vdi_uuid if found else str(uuid4()),
+                sr_ref=sr_ref,
+                sr_uuid=records.get("SR", sr_ref)["uuid"],
+                size=disk.virtual_size,
+                found=found,
+            )
+        )
+    taken = vm.ref in records.refs("VM") if vm.ref else True
+    return Plan(
+        vm=_new_ref(),
+        vm_uuid=str(uuid4()),
+        domain=str(uuid4()),
+        final_ref="" if taken else vm.ref,
+        final_uuid=vm.uuid,
+        name=vm.fields["name_label"],
+        power_state=vm.power_state,
+        leave_paused=vm.leave_paused and migration.host.config.test_options,
+        disks=disks,
+    )
+
+
+def _destination(migration: Incoming, disk: metadata_import.IncomingDisk) -> tuple[str, bool]:
+    """An explicit map wins, then the same disk, then the offer's SR. The SR's ref, and whether the VDI is there already."""
+    records = migration.host.records
+    if disk.maps_to:
+        return disk.maps_to, False
+    for vdi in records.find("VDI", uuid=disk.vdi_uuid):
+        sr = records.get("VDI", vdi)["SR"]
+        if records.get("SR", sr)["uuid"] == disk.sr_uuid:
+            return sr, True
+    if migration.sr == NULL:
+        raise VdiNotInMap(disk.vdi_uuid)
+    return migration.sr, False
+
+
+async def _check_space(migration: Incoming) -> None:
+    assert migration.plan is not None
+    wanted: dict[str, int] = {}
+    for disk in migration.plan.disks:
+        if not disk.found:
+            wanted[disk.sr_ref] = wanted.get(disk.sr_ref, 0) + disk.size
+    for sr_ref, size in wanted.items():
+        sr: ISR = migration.host.toolstack.sr(sr_ref)
+        stat = await sr.stat()
+        if size > stat.free:
+            raise SrFull(sr.uuid, size, stat.free)
+
+
+def _create_records(migration: Incoming) -> None:
+    vm, plan, host = migration.vm, migration.plan, migration.host
+    assert vm is not None and plan is not None
+    records = host.records
+    fields = dict(vm.fields)
+    other = {**fields.pop("other_config"), HIDDEN: "true"}
+    platform = {**fields.pop("platform"), **({"machine": vm.machine} if vm.machine else {})}
+    if vm.cpu:
+        platform["cpu"] = vm.cpu
+    task = migration.task
+    records.create(
+        "VM",
+        ref=plan.vm,
+        uuid=plan.vm_uuid,
+        other_config=other,
+        platform=platform,
+        power_state="Halted",
+        is_a_template=False,
+        current_operations={task.ref: "import"} if task else {},
+        _incoming_uuid=vm.uuid,
+        **fields,
+    )
+    for disk, told in zip(plan.disks, vm.disks, strict=True):
+        if not disk.found:
+            records.create(
+                "VDI",
+                ref=disk.vdi,
+                uuid=disk.vdi_uuid,
+                SR=disk.sr_ref,
+                virtual_size=disk.size,
+                name_label=told.name_label,
+                name_description=told.name_description,
+                other_config=told.other_config,
+                type="user",
+                read_only=False,
+                sharable=False,
+                managed=True,
+                location=disk.vdi_uuid,
+            )
+        records.create(
+            "VBD",
+            ref=disk.vbd,
+            VM=plan.vm,
+            VDI=disk.vdi,
+            userdevice=told.userdevice,
+            bootable=told.bootable,
+            mode="RO" if told.read_only else "RW",
+            type="Disk",
+            empty=False,
+        )
+    for nic in vm.nics:
+        records.create("VIF", VM=plan.vm, device=nic.device, MAC=nic.mac, MTU=nic.mtu, network=_network(migration, nic))
+
+
+def _network(migration: Incoming, nic: metadata_import.IncomingNic) -> str:
+    """The mapped network, else one of the same name, else the first of this host."""
+    records = migration.host.records
+    if nic.maps_to and nic.maps_to in records.refs("network"):
+        return nic.maps_to
+    named = records.find("network", name_label=nic.network_label)
+    return next(iter([*named, *records.refs("network")]), NULL)
+
+
+async def offer_disk(migration: Incoming, disk: IncomingDisk, address: str) -> DiskOffer:
+    """Steps 2.2 to 2.5: VDI.get_url at the local `address` on which the sender came."""
+    sr = migration.sr_of(disk)
+    first = disk.number == 0
+    migration.story.step(Step.GET_DISK if first else Step.GET_DISK_NEXT, f"GET disk/{disk.number}")
+    proof = None
+    if disk.found:
+        url = await sr.vdi_dummy_url(disk.vdi_uuid, disk.size, migration.id, address)
+        proof = await sr.same_disk_proof(migration.id)
+    else:
+        url = await sr.vdi_get_url(disk.vdi_uuid, migration.id, address)
+    migration.story.step(Step.GET_URL if first else Step.GET_URL_NEXT, f"disk {disk.number} is at {url.url}")
+    disk.offer = DiskOffer(disk.number, disk.vdi_uuid, disk.sr_uuid, disk.size, url, disk.found, proof)
+    return disk.offer
+
+
+def _new_ref() -> str:
+    return f"OpaqueRef:{uuid4()}"

@@ -1,0 +1,66 @@
+"""Phase 3, bulk disk transfer: steps 3.1 to 3.7, all on the sender."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from twisted.internet import task
+
+from ..errors import CopyFailed
+from ..sm.interfaces import CopyState
+from ..steps import Step
+from ..together import together
+from .outgoing import Outgoing, OutgoingDisk
+
+
+async def copy_disks(migration: Outgoing) -> None:
+    """Begin all copies and wait until each is ready (or finished, where there was nothing to copy). CopyFailed."""
+    await together(*(_begin(migration, disk) for disk in migration.disks))
+    migration.story.step(Step.GET_STATE, f"Task.get_state of {len(migration.disks)} copies")
+    while not await poll(migration):
+        await task.deferLater(migration.host.clock, migration.host.config.times.poll)
+    migration.story.step(Step.ALL_READY)
+
+
+async def _begin(migration: Outgoing, disk: OutgoingDisk) -> None:
+    assert disk.offer is not None
+    story = migration.story
+    story.step(Step.VDI_COPY, f"VDI.copy of disk {disk.number}, VDI {disk.vdi_uuid}")
+    story.step(Step.SPAWN_COPIER, f"copier of disk {disk.number}")
+    await disk.sr.vdi_copy(disk.vdi_uuid, disk.offer.url, disk.copy, disk.offer.proof)
+    disk.status = await disk.sr.copy_state(disk.copy)
+    story.step(Step.SAME_DISK, f"disk {disk.number}: {'the same disk' if disk.status.same_disk else 'another disk'}")
+    if not disk.status.same_disk:
+        story.step(Step.ATTACH_LUN, f"LUN of disk {disk.number}")
+        story.step(Step.LOG_DIRTY, f"disk {disk.number} tracks its writes")
+
+
+async def poll(migration: Outgoing) -> bool:
+    """Step 3.6 for every copy; whether all are ready. CopyFailed."""
+    for disk in migration.disks:
+        disk.status = await disk.sr.copy_state(disk.copy)
+        if disk.status.state is CopyState.FAILED:
+            raise CopyFailed(disk.vdi_uuid, disk.status.error or "no reason was given")
+    migration.progress()
+    return all(disk.status and disk.status.state is not CopyState.PENDING for disk in migration.disks)
+
+
+async def watch(migration: Outgoing, failed: Callable[[Exception], None]) -> None:
+    """While memory is sent: a copy that fails is told at once."""
+    try:
+        while True:
+            await task.deferLater(migration.host.clock, migration.host.config.times.poll)
+            await poll(migration)
+    except CopyFailed as failure:
+        failed(failure)
+
+
+def replace_copiers(migration: Outgoing) -> list[Awaitable[None]]:
+    """After fail-over to another URI: the copies go on to the same disks by the new way."""
+    return [_replace(migration, disk) for disk in migration.disks if disk.offer is not None]
+
+
+async def _replace(migration: Outgoing, disk: OutgoingDisk) -> None:
+    disk.offer = await migration.peer.get_disk(disk.number)
+    if disk.status is not None and disk.status.state in (CopyState.PENDING, CopyState.READY):
+        await disk.sr.copy_replace(disk.copy, disk.offer.url)

@@ -1,0 +1,69 @@
+"""Phase 4, memory transfer, on the sender: steps 4.1, 4.3 to 4.5. (The receiver's half is phase4_receiving.)"""
+
+from __future__ import annotations
+
+from twisted.internet import defer
+from zope.interface import implementer
+
+from ..domains.interfaces import ISuspension
+from ..errors import CopyFailed
+from ..moment import Moment
+from ..sm.interfaces import CopyState
+from ..steps import Step
+from ..together import started, together, unless
+from .interfaces import IOutgoingMemory
+from .outgoing import Outgoing, OutgoingDisk
+
+
+@implementer(IOutgoingMemory)
+class MemoryOfDomain:
+    """The live suspend stream of a domain."""
+
+    def __init__(self, migration: Outgoing) -> None:
+        capabilities = migration.host.domains.capabilities()
+        self.takes_socket = capabilities.takes_socket
+        self.stream = capabilities.stream
+        self._migration = migration
+        self.begun: Moment[ISuspension] = Moment()
+
+    async def begin(self, fd: int) -> None:
+        migration = self._migration
+        live = migration.options.get("live", "true") != "false"
+        migration.suspension = await migration.host.domains.suspend(migration.domain, fd, live)
+        self.begun.happen(migration.suspension)
+
+    async def finished(self) -> None:
+        suspension = await self.begun.wait()
+        await suspension.finished()
+
+
+async def send_memory(migration: Outgoing) -> None:
+    """Steps 4.1 to 4.3: fires when the domain has finally suspended; the stream goes on."""
+    memory = MemoryOfDomain(migration)
+    migration.story.step(Step.PUT_MEMORY, f"live suspend stream of domain {migration.domain}")
+    migration.memory_put = put = started(migration.peer.put_memory(memory))
+    suspension = await unless(memory.begun.wait(), put)
+    await unless(suspension.suspended(), put)
+    migration.suspended_at = migration.host.clock.seconds()
+    migration.story.step(Step.SUSPENDED, "the domain has finally suspended")
+
+
+async def release(migration: Outgoing) -> None:
+    """Steps 4.4 and 4.5, and the receiver's answer to 4.1. The rest of the stream goes out meanwhile: the domain's
+    processors are stopped and its I/O is complete, so neither waits for the other."""
+    stream: list[defer.Deferred[None]] = []
+    if migration.suspension is not None and migration.memory_put is not None:
+        stream = [started(migration.suspension.proceed()), migration.memory_put]
+    migration.story.step(Step.DEACTIVATE, f"VDI.deactivate of {len(migration.disks)} disks")
+    await together(*(_deactivate(migration, disk) for disk in migration.disks), *stream)
+    migration.story.step(Step.ALL_FINISHED, "all copies are finished, the receiver has the memory")
+
+
+async def _deactivate(migration: Outgoing, disk: OutgoingDisk) -> None:
+    if migration.domain:
+        await disk.sr.vdi_deactivate(disk.vdi_uuid)
+    else:
+        await disk.sr.copy_finish(disk.copy)
+    disk.status = await disk.sr.copy_state(disk.copy)
+    if disk.status.state is not CopyState.FINISHED:
+        raise CopyFailed(disk.vdi_uuid, disk.status.error or f"it ended {disk.status.state.value}")

@@ -1,0 +1,142 @@
+"""Phase 5, completion, on the sender: steps 5.1, 5.3, 5.4; and what is done instead when it comes to nothing."""
+
+from __future__ import annotations
+
+
+from twisted.internet import task
+
+from ..errors import MigrateError, PeerSilent
+from ..steps import Step
+from ..together import together
+from .interfaces import Answer, Outcome
+from .outgoing import Outgoing, OutgoingDisk
+from .undo import attempt
+
+FAREWELLS = 500
+
+
+async def say_done(migration: Outgoing) -> Answer:
+    """Step 5.1; OPEN when no answer came that decides."""
+    migration.story.step(Step.DONE)
+    try:
+        return await migration.peer.put_done()
+    except MigrateError as silence:
+        migration.story.note(f"`done` is unanswered: {silence}")
+        return Answer(Outcome.OPEN, str(silence))
+
+
+async def ask(migration: Outgoing) -> Answer:
+    """In doubt: ask every URI what was decided, for as long as it takes. While the receiver has decided nothing `done`
+    is said again; if it refuses that, the migration is withdrawn, and its answer to that decides."""
+    while True:
+        try:
+            answer = await migration.peer.get_control()
+            if answer.outcome is Outcome.OPEN:
+                answer = await _done_again(migration)
+            if answer.outcome in (Outcome.COMMITTED, Outcome.ABORTED):
+                return answer
+            migration.story.note(f"in doubt: the receiver's answer is {answer.outcome.value!r}")
+        except MigrateError as silence:
+            migration.story.note(f"in doubt: {silence}")
+        migration.task.set_other("in_doubt", "the receiver has not yet said whether it runs the VM; it is being asked")
+        await task.deferLater(migration.host.clock, migration.host.config.times.ask)
+
+
+async def _done_again(migration: Outgoing) -> Answer:
+    try:
+        return await migration.peer.put_done()
+    except PeerSilent:
+        raise
+    except MigrateError as refusal:
+        migration.story.note(f"the receiver refuses `done`: {refusal}")
+        return await migration.peer.delete()
+
+
+async def withdraw(migration: Outgoing) -> Answer:
+    """Cancelled after `done`: DELETE until it is answered; the receiver's word decides."""
+    while True:
+        try:
+            answer = await migration.peer.delete()
+            if answer.outcome in (Outcome.COMMITTED, Outcome.ABORTED):
+                return answer
+        except MigrateError as silence:
+            migration.story.note(f"withdrawing: {silence}")
+        await task.deferLater(migration.host.clock, migration.host.config.times.ask)
+
+
+async def clean_up(migration: Outgoing) -> None:
+    """Steps 5.3 and 5.4, then the source's disks and records. Each part is repeatable, so that a restart in the middle
+    goes on from the beginning; one that fails is told and does not stop the others."""
+    host = migration.host
+    if migration.domain:
+        migration.story.step(Step.DESTROY_DOMAIN, f"domain {migration.domain}")
+        await attempt(migration.story, "destroy the domain", host.domains.destroy(migration.domain))
+    migration.story.step(Step.VDI_DETACH, f"VDI.detach of {len(migration.disks)} disks")
+    await together(*(_leave_disk(migration, disk) for disk in migration.disks))
+    if migration.keep_source:
+        host.toolstack.set_domain(migration.vm, "")
+        host.records.update("VM", migration.vm, power_state="Halted")
+    else:
+        _forget_records(migration)
+    await host.records.flush()
+
+
+async def _leave_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
+    same = disk.status is not None and disk.status.same_disk
+    await attempt(migration.story, "detach", disk.sr.vdi_detach(disk.vdi_uuid))
+    await attempt(migration.story, "forget the copy of", disk.sr.copy_cancel(disk.copy))
+    if not same and not migration.keep_source:
+        await attempt(migration.story, "destroy", disk.sr.vdi_destroy(disk.vdi_uuid))
+
+
+def _forget_records(migration: Outgoing) -> None:
+    records = migration.host.records
+    for vbd in list(records.get("VM", migration.vm)["VBDs"]) if migration.vm in records.refs("VM") else []:
+        records.destroy("VBD", vbd)
+    for vif in list(records.get("VM", migration.vm)["VIFs"]) if migration.vm in records.refs("VM") else []:
+        records.destroy("VIF", vif)
+    for disk in migration.disks:
+        if disk.status is None or not disk.status.same_disk:
+            records.destroy("VDI", disk.vdi)
+    records.destroy("VM", migration.vm)
+
+
+async def roll_back(migration: Outgoing) -> None:
+    """The VM as it was: stream and copies ended, disks active, domain running. Each part is repeatable and none stops
+    the others. The disks come first: a domain that runs into a shut gate waits for it."""
+    if migration.memory_put is not None:
+        migration.memory_put.addErrback(lambda _: None)
+        migration.memory_put.cancel()
+    if migration.suspension is not None:
+        await attempt(migration.story, "end the stream", migration.suspension.cancel())
+    await together(*(_take_back_disk(migration, disk) for disk in migration.disks))
+    if migration.domain:
+        await attempt(migration.story, "let the domain run again", migration.host.domains.resume(migration.domain))
+        migration.story.note(f"domain {migration.domain} runs here")
+
+
+async def _take_back_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
+    await attempt(migration.story, "end the copy of", disk.sr.copy_cancel(disk.copy))
+    if migration.domain:
+        await attempt(migration.story, "activate", disk.sr.vdi_activate(disk.vdi_uuid))
+
+
+async def take_leave(migration: Outgoing, outcome: Outcome) -> None:
+    """Tell the receiver how it ended until it has heard, so that it can forget; then the journal goes."""
+    try:
+        for _ in range(FAREWELLS):
+            if await farewell(migration, outcome):
+                break
+            await task.deferLater(migration.host.clock, migration.host.config.times.ask)
+        await migration.journal.remove()
+    finally:
+        migration.peer.close()
+
+
+async def farewell(migration: Outgoing, outcome: Outcome) -> bool:
+    """One DELETE that also acknowledges the outcome; whether the receiver has heard it."""
+    try:
+        return (await migration.peer.delete(acknowledge=outcome)).outcome is not Outcome.OPEN
+    except MigrateError as silence:
+        migration.story.note(f"the receiver does not yet know that the migration is {outcome.value}: {silence}")
+        return False

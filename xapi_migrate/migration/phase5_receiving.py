@@ -1,0 +1,133 @@
+"""Phase 5, completion, on the receiver: what happens before COMMIT, step 5.2 after it, and the clean-up after ABORT."""
+
+from __future__ import annotations
+
+
+from ..domains.interfaces import DomainState
+from ..errors import MigrateError
+from ..sm.interfaces import Purpose
+from ..steps import Step
+from ..together import together
+from .incoming import Incoming, IncomingDisk, Plan
+from .phase2_receiving import HIDDEN
+from .undo import attempt
+
+
+async def activate(migration: Incoming) -> None:
+    """The LUNs closed, then every VDI active: from here on only the receiver writes to them."""
+    assert migration.plan is not None
+    # The hidden VM's records must be found again by whoever completes this after a crash.
+    await together(migration.host.records.flush(), *(_activate(migration, disk) for disk in migration.plan.disks))
+
+
+async def _activate(migration: Incoming, disk: IncomingDisk) -> None:
+    sr = migration.sr_of(disk)
+    await sr.vdi_close_url(disk.vdi_uuid, migration.id)
+    if migration.plan is not None and migration.plan.has_memory:
+        await sr.vdi_activate(disk.vdi_uuid, Purpose.DOMAIN)
+
+
+async def complete(migration: Incoming) -> None:
+    """Step 5.2, after COMMIT: only forward. The domain runs; the VM's power state is what the domain really is; the VM
+    takes its final identity and shows itself. Repeatable, from any point."""
+    plan, host = migration.plan, migration.host
+    assert plan is not None
+    vm = _current_ref(migration, plan)
+    power_state = plan.power_state
+    if plan.has_memory:
+        power_state = await _run(migration, plan, vm)
+    migration.story.step(Step.POWER_STATE, f"VM {plan.final_uuid} is {power_state}")
+    if vm:
+        record = host.records.get("VM", vm)
+        other = {key: value for key, value in record["other_config"].items() if key != HIDDEN}
+        host.records.update(
+            "VM", vm, other_config=other, power_state=power_state, current_operations={}, _incoming_uuid="",
+            resident_on=host.ref if power_state in ("Running", "Paused") else "OpaqueRef:NULL",
+        )  # fmt: skip
+        for disk in plan.disks:
+            host.records.update("VBD", disk.vbd, currently_attached=power_state in ("Running", "Paused"))
+        if record["uuid"] != plan.final_uuid:
+            host.records.rekey("VM", vm, plan.final_ref or vm, plan.final_uuid)
+    await host.records.flush()
+
+
+async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
+    host = migration.host
+    if vm:
+        host.toolstack.set_domain(vm, plan.domain)
+    if plan.leave_paused:
+        return "Paused"
+    try:
+        state = await host.domains.state(plan.domain)
+        if state in (DomainState.PAUSED, DomainState.SUSPENDED, DomainState.INCOMING):
+            await host.domains.unpause(plan.domain)
+            state = await host.domains.state(plan.domain)
+    except MigrateError as failure:
+        migration.story.note(f"domain {plan.domain}: {failure}")
+        state = DomainState.CRASHED
+    if state is DomainState.RUNNING:
+        return "Running"
+    # The domain died after the decision: the VM is here, Halted, and never back at the sender.
+    await attempt(migration.story, "destroy the domain", host.domains.destroy(plan.domain))
+    await together(*(_detach(migration, disk) for disk in plan.disks))
+    if vm:
+        host.toolstack.set_domain(vm, "")
+    return "Halted"
+
+
+def _current_ref(migration: Incoming, plan: Plan) -> str:
+    """The VM's record, under its hidden or its final ref; "" if it is gone."""
+    refs = migration.host.records.refs("VM")
+    return next((ref for ref in (plan.vm, plan.final_ref) if ref and ref in refs), "")
+
+
+async def close_proofs(migration: Incoming) -> None:
+    """Remove the nonces that same-disk tests left in the SRs."""
+    if migration.plan is not None:
+        for disk in migration.plan.disks:
+            if disk.found:
+                await attempt(migration.story, "remove the nonce", migration.sr_of(disk).forget_proof(migration.id))
+
+
+async def shut(migration: Incoming) -> None:
+    """Before ABORT is written: no domain, no open disk, so that the sender may have both."""
+    plan = migration.plan
+    if migration.restoration is not None:
+        await attempt(migration.story, "end the restore", migration.restoration.cancel())
+    if plan is None:
+        return
+    await attempt(migration.story, "destroy the domain", migration.host.domains.destroy(plan.domain))
+    await together(*(_shut_disk(migration, disk) for disk in plan.disks))
+
+
+async def _shut_disk(migration: Incoming, disk: IncomingDisk) -> None:
+    sr = migration.sr_of(disk)
+    await attempt(migration.story, "deactivate", sr.vdi_deactivate(disk.vdi_uuid, Purpose.DOMAIN))
+    await attempt(migration.story, "close the LUN of", sr.vdi_close_url(disk.vdi_uuid, migration.id))
+    await attempt(migration.story, "detach", sr.vdi_detach(disk.vdi_uuid, Purpose.DOMAIN))
+
+
+async def _detach(migration: Incoming, disk: IncomingDisk) -> None:
+    sr = migration.sr_of(disk)
+    await attempt(migration.story, "deactivate", sr.vdi_deactivate(disk.vdi_uuid, Purpose.DOMAIN))
+    await attempt(migration.story, "detach", sr.vdi_detach(disk.vdi_uuid, Purpose.DOMAIN))
+
+
+async def clean_up(migration: Incoming) -> None:
+    """After ABORT: VDIs and records that were made for this migration. Repeatable."""
+    plan, records = migration.plan, migration.host.records
+    if plan is None:
+        return
+    await close_proofs(migration)
+    for disk in plan.disks:
+        if not disk.found:
+            await attempt(migration.story, "destroy", migration.sr_of(disk).vdi_destroy(disk.vdi_uuid))
+    if plan.vm in records.refs("VM"):
+        for vif in list(records.get("VM", plan.vm)["VIFs"]):
+            records.destroy("VIF", vif)
+    for disk in plan.disks:
+        records.destroy("VBD", disk.vbd)
+        if not disk.found:
+            records.destroy("VDI", disk.vdi)
+    records.destroy("VM", plan.vm)
+    await records.flush()

@@ -1,0 +1,320 @@
+"""The receiver's work: joins the machine (receiver.py) with the phases, the journal, the heartbeat and its task; and
+answers the verbs of the migration's URIs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet import defer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..errors import HandleInvalid, MigrateError, MigrationAborted, TaskCancelled, WrongMoment
+from ..moment import Moment
+from ..together import started
+from . import phase2_receiving, phase4_receiving, phase5_receiving
+from .heartbeat import Listening
+from .incoming import Incoming, Plan
+from .interfaces import PROTOCOL_VERSION, Answer, DiskOffer, IIncomingMemory, IReceiving, Outcome
+from .journal import Mark, data_of, marked
+from .machine_state import state_of
+from .metadata_import import import_vm
+from .receiver import IReceiverWork, build_receiver
+
+log = Logger()
+
+
+@implementer(IReceiverWork, IReceiving)
+class Receiving:
+    """One incoming migration from offer to acknowledgement; `forget` is called when nobody will ask any more."""
+
+    def __init__(self, migration: Incoming, forget: Callable[[Receiving], None]) -> None:
+        self.migration = migration
+        self.takes_socket = migration.host.domains.capabilities().takes_socket
+        self._forget = forget
+        self._machine = build_receiver(self)
+        self._current: defer.Deferred[None] | None = None
+        self._document: bytes | None = None
+        self._prepared: Moment[None] = Moment()
+        self._memory_in: Moment[None] = Moment()
+        self._decided: Moment[Answer] = Moment()
+        self._answer = Answer(Outcome.OPEN)
+        self._reason: Exception = MigrationAborted("no reason was given")
+        self._acknowledged = False
+        self._disk_locks: dict[int, defer.DeferredLock] = {}
+        host = migration.host
+        self._listening = Listening(
+            host.clock, host.config.times.heartbeat_lost, migration.story, lambda reason: self._machine.abort(reason)
+        )
+        self._expiry: Any = None
+
+    # -- from the engine ----------------------------------------------------------------------
+
+    def offer(self) -> None:
+        """The offer's life begins."""
+        host = self.migration.host
+        self._expiry = host.clock.callLater(host.config.times.offer, self._machine.expire)
+
+    def recover(self) -> None:
+        """Finish what the journal of an earlier daemon says."""
+        journal = self.migration.journal
+        self.migration.plan = Plan.from_json(data_of(journal, Mark.BEGUN)["plan"])
+        self._document = b""
+        if marked(journal, Mark.COMMITTED):
+            self._machine.recover_committed()
+        elif marked(journal, Mark.ABORTED):
+            self._answer = Answer(Outcome.ABORTED, data_of(journal, Mark.ABORTED).get("reason", ""))
+            self._decided.happen(self._answer)
+            self._machine.recover_aborted()
+        else:
+            self._machine.recover_undecided(
+                MigrationAborted("the receiver's daemon was restarted before it had decided")
+            )
+
+    async def decided(self) -> None:
+        """Fires when the outcome is durable (or cannot be made so before another restart)."""
+        if self._answer.outcome is Outcome.OPEN:
+            try:
+                await self._decided.wait()
+            except MigrateError as failure:
+                self.migration.story.note(str(failure))
+
+    def cancel(self) -> None:
+        """The receiver's own task was cancelled."""
+        task = self.migration.task
+        self._machine.abort(TaskCancelled(task.ref if task else ""))
+
+    def let_go(self) -> None:
+        """The daemon stops: the next one takes it up from the journal."""
+        self._listening.stop()
+        self._stop_expiry()
+        self._stop_current()
+
+    @property
+    def state(self) -> str:
+        return state_of(self._machine)
+
+    # -- IReceiving: the verbs ----------------------------------------------------------------
+
+    @property
+    def revoked(self) -> bool:
+        return self._answer.outcome is not Outcome.OPEN
+
+    def touch(self) -> None:
+        self._listening.touch()
+
+    def status(self) -> dict[str, Any]:
+        story = self.migration.story
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "state": self.state,
+            "step": story.last.id if story.last else "",
+            "outcome": self._answer.outcome.value,
+            "disks": len(self.migration.plan.disks) if self.migration.plan else None,
+        }
+
+    async def put_metadata(self, document: bytes) -> None:
+        if self._document is None:
+            self.migration.vm = import_vm(document)
+            self._document = document
+            self._stop_expiry()
+            self._begin_task()
+            self._listening.start()
+            self._machine.put_metadata()
+        elif document != self._document:
+            raise WrongMoment("PUT metadata with another document", self.state)
+        await self._prepared.wait()
+
+    async def get_disk(self, number: int, address: str) -> DiskOffer:
+        plan = self.migration.plan
+        if self.state not in ("AwaitingMemory", "ReceivingMemory", "AwaitingDone") or plan is None:
+            raise WrongMoment(f"GET disk/{number}", self.state)
+        if number >= len(plan.disks):
+            raise HandleInvalid("disk", str(number))
+        lock = self._disk_locks.setdefault(number, defer.DeferredLock())
+        await lock.acquire()
+        try:
+            return await phase2_receiving.offer_disk(self.migration, plan.disks[number], address)
+        finally:
+            lock.release()
+
+    async def put_memory(self, memory: IIncomingMemory) -> None:
+        if self.state != "AwaitingMemory":
+            raise WrongMoment("PUT memory", self.state)
+        self.migration.memory = memory
+        self._machine.put_memory()
+        await self._memory_in.wait()
+
+    async def put_done(self) -> Answer:
+        self._machine.done()
+        return await self._decided.wait()
+
+    def control(self) -> Answer:
+        return self._answer
+
+    async def delete(self, reason: str, acknowledge: Outcome | None = None) -> Answer:
+        if self.state == "Offered":
+            self._answer = Answer(Outcome.ABORTED, reason)
+            self._machine.abort(MigrationAborted(reason))
+            return self._answer
+        self._machine.abort(MigrationAborted(reason))
+        answer = await self._decided.wait()
+        if acknowledge is answer.outcome:
+            self._acknowledged = True
+            self._machine.acknowledged()
+        return answer
+
+    # -- the machine's work -------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        def then() -> None:
+            assert self.migration.plan is not None
+            if self.migration.plan.has_memory:
+                self._machine.prepared()
+            else:
+                self._machine.prepared_at_rest()
+            self._prepared.happen(None)
+
+        self._do(phase2_receiving.prepare(self.migration), then)
+
+    def receive_memory(self) -> None:
+        def then() -> None:
+            self._machine.memory_in()
+            self._memory_in.happen(None)
+
+        self._do(phase4_receiving.receive_memory(self.migration), then)
+
+    def activate(self) -> None:
+        self._do(phase5_receiving.activate(self.migration), self._machine.activated)
+
+    def write_commit(self) -> None:
+        self._stop_cancelling()
+
+        record = self.migration.journal.record(Mark.COMMITTED)
+        self._do(record, self._machine.commit_written, self._machine.undecidable)
+
+    def complete(self) -> None:
+        self._answer = Answer(Outcome.COMMITTED)
+        self._listening.stop()
+
+        def then() -> None:
+            self._machine.completed()
+            self._decided.happen(self._answer)
+            self._end_task(None)
+            self._end_if_acknowledged()
+
+        async def complete() -> None:
+            await phase5_receiving.complete(self.migration)
+            await phase5_receiving.close_proofs(self.migration)
+
+        self._do(complete(), then, self._complete_again)
+
+    def shut(self, reason: Exception) -> None:
+        self._reason = reason
+        self._listening.stop()
+        self._stop_cancelling()
+        self.migration.story.note(f"aborting: {reason}")
+        for moment in (self._prepared, self._memory_in):
+            moment.fail(reason)
+        self._do(phase5_receiving.shut(self.migration), self._machine.is_shut, lambda _: self._machine.is_shut())
+
+    def write_abort(self, reason: Exception) -> None:
+        # A refused document has made no plan: there is nothing that a restart would have to know.
+        planned = marked(self.migration.journal, Mark.BEGUN)
+        record = self.migration.journal.record(Mark.ABORTED, reason=str(reason)) if planned else _nothing()
+        self._do(record, self._machine.abort_written, self._machine.undecidable)
+
+    def clean_up(self) -> None:
+        if not self._decided.happened:
+            self._answer = Answer(Outcome.ABORTED, str(self._reason))
+            self._decided.happen(self._answer)
+
+        def then() -> None:
+            self._end_task(self._reason)
+            self._machine.cleaned()
+            self._end_if_acknowledged()
+
+        self._do(phase5_receiving.clean_up(self.migration), then, lambda _: then())
+
+    def decide_nothing(self) -> None:
+        self.migration.story.note(
+            "nothing can be decided before this daemon is restarted: its journal cannot be written"
+        )
+        self._decided.fail(
+            WrongMoment("the question what was decided", "undecided until the receiver's daemon is restarted")
+        )
+
+    def end(self) -> None:
+        self._stop_expiry()
+        self._listening.stop()
+        self._forget(self)
+
+    # -- how it is done -----------------------------------------------------------------------
+
+    def _do(
+        self, work: Awaitable[None], then: Callable[[], None], otherwise: Callable[[Exception], None] | None = None
+    ) -> None:
+        self._stop_current()
+        self._current = running = started(work)
+
+        def ended(_: None) -> None:
+            if self._current is running:
+                self._current = None
+                then()
+
+        def failed(failure: Failure) -> None:
+            if self._current is running:
+                self._current = None
+                if not isinstance(failure.value, MigrateError):
+                    log.failure("unexpected in migration {id}", failure, id=self.migration.id)
+                reason = failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure))
+                (otherwise or self._machine.failed)(reason)
+
+        running.addCallbacks(ended, failed)
+        running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
+
+    def _complete_again(self, reason: Exception) -> None:
+        """After COMMIT there is only forward."""
+        self.migration.story.note(f"could not complete, will try again: {reason}")
+        self.migration.host.clock.callLater(self.migration.host.config.times.ask, self.complete)
+
+    def _begin_task(self) -> None:
+        vm = self.migration.vm
+        assert vm is not None
+        label = f"VM.receive: {vm.fields['name_label'] or vm.uuid}"
+        task = self.migration.task = self.migration.host.tasks.begin(label, "receives a VM from another host")
+        task.on_cancel(self.cancel)
+        self.migration.story.listeners.append(lambda step, text: task.set_other("step", f"{step.id} {text}"))
+
+    def _stop_cancelling(self) -> None:
+        if self.migration.task is not None:
+            self.migration.task.on_cancel(None)
+
+    def _end_task(self, failure: Exception | None) -> None:
+        task, self.migration.task = self.migration.task, None
+        if task is None:
+            return
+        if failure is None:
+            assert self.migration.plan is not None
+            self.migration.host.tasks.succeed(task, self.migration.plan.final_ref)
+        else:
+            self.migration.host.tasks.fail(task, failure)
+
+    def _end_if_acknowledged(self) -> None:
+        if self._acknowledged:
+            self._machine.acknowledged()
+
+    def _stop_expiry(self) -> None:
+        if self._expiry is not None and self._expiry.active():
+            self._expiry.cancel()
+
+    def _stop_current(self) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            current.cancel()
+
+
+async def _nothing() -> None:
+    return

@@ -1,0 +1,249 @@
+"""The sender's work: joins the machine (sender.py) with the phases, the journal, the heartbeat and the task."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from twisted.internet import defer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..errors import MigrateError, TaskCancelled, VmMigrateFailed
+from ..moment import Moment
+from ..steps import Step
+from ..together import started, together
+from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_memory, phase5_completion
+from .heartbeat import Pulse
+from .interfaces import Answer, Outcome
+from .journal import JournalFailed, Mark
+from .outgoing import Outgoing
+from .sender import ISenderWork, build_sender
+
+log = Logger()
+FAREWELL_SECONDS = 5.0
+
+
+@implementer(ISenderWork)
+class Sending:
+    """One outgoing migration from begin to end; `ended` happens with the VM's ref or fails with what went wrong."""
+
+    def __init__(self, migration: Outgoing) -> None:
+        self.migration = migration
+        self.ended: Moment[str] = Moment()
+        self._machine = build_sender(self)
+        self._current: defer.Deferred[None] | None = None
+        self._watching: defer.Deferred[None] | None = None
+        self._reason: Exception | None = None
+        self._outcome = Outcome.ABORTED
+        self._answer = Answer(Outcome.OPEN)
+        self._forgetful = False
+        host = migration.host
+        self._pulse = Pulse(
+            host.clock, host.config.times, migration.peer, migration.story, self._moved, self._machine.failed
+        )
+        migration.story.listeners.append(lambda step, text: migration.task.set_other("step", f"{step.id} {text}"))
+
+    # -- from outside -------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start a new migration; BEGUN must be in the journal."""
+        self.migration.task.on_cancel(self.cancel)
+        self._machine.begin()
+
+    def recover(self) -> None:
+        """Go on, or back, with what the journal of an earlier daemon says."""
+        marks = [entry.mark for entry in self.migration.journal.entries]
+        self.migration.task.on_cancel(self.cancel)
+        if Mark.COMMITTED in marks:
+            self._outcome = Outcome.COMMITTED
+            self._machine.recover_committed()
+        elif Mark.DONE in marks and Mark.ABORTED not in marks:
+            self._machine.recover_in_doubt()
+        else:
+            self._machine.recover_undone(
+                self._failure("this host's daemon was restarted before the VM was handed over")
+            )
+
+    def cancel(self) -> None:
+        """The client's cancel; the task ends when everything is back in place (or the receiver's word was too late)."""
+        self._machine.cancel(TaskCancelled(self.migration.task.ref))
+
+    def failed(self, reason: Exception) -> None:
+        """Something outside the work of the current state went wrong (the domain ended)."""
+        self._machine.failed(reason)
+
+    def let_go(self) -> None:
+        """The daemon stops: nothing is undone, the next one takes it up from the journal."""
+        self._stop_all()
+        self.migration.peer.close()
+
+    # -- the machine's work -------------------------------------------------------------------
+
+    def connect(self) -> None:
+        self._do(phase1_connection.connect(self.migration), self._machine.connected)
+
+    def prepare(self) -> None:
+        self._pulse.start()
+        self._do(phase2_preparation.prepare(self.migration), self._machine.prepared)
+
+    def copy_disks(self) -> None:
+        then = self._machine.copied if self.migration.domain else self._machine.copied_at_rest
+        self._do(phase3_bulk_copy.copy_disks(self.migration), then)
+
+    def send_memory(self) -> None:
+        self._watching = started(phase3_bulk_copy.watch(self.migration, self._machine.failed))
+        self._watching.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
+        self._do(phase4_memory.send_memory(self.migration), self._machine.suspended)
+
+    def release(self) -> None:
+        self._stop_watching()
+        self._do(phase4_memory.release(self.migration), self._machine.released)
+
+    def write_done(self) -> None:
+        self._pulse.stop()
+        same = [disk.number for disk in self.migration.disks if disk.status and disk.status.same_disk]
+        self._do(self.migration.journal.record(Mark.DONE, same_disks=same), self._machine.done_written)
+
+    def say_done(self) -> None:
+        self._decide(phase5_completion.say_done(self.migration))
+
+    def ask(self) -> None:
+        self._decide(phase5_completion.ask(self.migration))
+
+    def withdraw(self) -> None:
+        self._decide(phase5_completion.withdraw(self.migration))
+
+    def clean_up(self) -> None:
+        self._outcome = Outcome.COMMITTED
+        self.migration.task.on_cancel(None)
+        self._downtime()
+        self._do(phase5_completion.clean_up(self.migration), self._machine.cleaned)
+
+    def roll_back(self, reason: Exception) -> None:
+        self._reason = reason
+        self._stop_all()
+        self.migration.task.on_cancel(None)
+        self.migration.story.note(f"rolling back: {reason}")
+        self._do(self._roll_back(), self._machine.rolled_back)
+
+    def succeed(self) -> None:
+        self._end()
+        self.migration.story.note("the VM is at the receiver")
+        self.ended.happen(self.migration.vm)
+
+    def fail(self) -> None:
+        self._end()
+        reason = self._reason or RuntimeError("no reason was given")
+        self.migration.story.note("the VM is where it was")
+        self.ended.fail(reason if isinstance(reason, TaskCancelled) else self._failure(str(reason), reason))
+
+    # -- how it is done -----------------------------------------------------------------------
+
+    def _do(self, work: Awaitable[None], then: Callable[[], None]) -> None:
+        self._stop_current()
+        self._current = running = started(work)
+
+        def ended(_: None) -> None:
+            if self._current is running:
+                self._current = None
+                then()
+
+        def failed(failure: Failure) -> None:
+            if self._current is running:
+                self._current = None
+                self._log_unexpected(failure)
+                self._machine.failed(_exception(failure))
+
+        running.addCallbacks(ended, failed)
+        running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
+
+    def _decide(self, work: Awaitable[Answer]) -> None:
+        async def decide() -> None:
+            answer = await work
+            if answer.outcome in (Outcome.COMMITTED, Outcome.ABORTED):
+                await self._remember(answer.outcome)
+            self._answer = answer
+
+        def decided() -> None:
+            if self._answer.outcome is Outcome.COMMITTED:
+                self._machine.committed()
+            elif self._answer.outcome is Outcome.ABORTED:
+                self._machine.aborted(self._failure(f"the receiver gave it up: {self._answer.reason}"))
+            else:
+                self._machine.undecided()
+
+        self._do(decide(), decided)
+
+    async def _remember(self, outcome: Outcome) -> None:
+        """The receiver's word, written down. Where that fails the word still holds, but the receiver must not be told
+        that it may forget it: a restarted daemon has to be able to ask again."""
+        try:
+            await self.migration.journal.record(Mark.COMMITTED if outcome is Outcome.COMMITTED else Mark.ABORTED)
+        except JournalFailed as failure:
+            self._forgetful = True
+            self.migration.story.note(str(failure))
+
+    async def _roll_back(self) -> None:
+        await phase5_completion.roll_back(self.migration)
+        self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
+        if self._forgetful:
+            return
+        # The receiver is told before the client is, if it answers quickly; else later.
+        told = started(phase5_completion.farewell(self.migration, Outcome.ABORTED))
+        told.addTimeout(FAREWELL_SECONDS, self.migration.host.clock)
+        try:
+            await told
+        except Exception as failure:
+            self.migration.story.note(f"the receiver could not be told yet: {failure}")
+
+    async def _moved(self) -> None:
+        await together(*phase3_bulk_copy.replace_copiers(self.migration))
+
+    def _downtime(self) -> None:
+        """From the final suspend to the receiver's word that the VM runs there: the longest it can have been."""
+        if self.migration.suspended_at is not None:
+            seconds = self.migration.host.clock.seconds() - self.migration.suspended_at
+            self.migration.task.set_other("downtime_ms", f"{seconds * 1000:.0f}")
+
+    def _end(self) -> None:
+        self._stop_all()
+        self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
+        if not self._forgetful:
+            self.migration.host.later(phase5_completion.take_leave(self.migration, self._outcome))
+
+    def _stop_all(self) -> None:
+        self._pulse.stop()
+        self._stop_watching()
+        self._stop_current()
+
+    def _stop_watching(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+
+    def _stop_current(self) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            current.cancel()
+
+    def _log_unexpected(self, failure: Failure) -> None:
+        if not isinstance(failure.value, MigrateError):
+            log.failure("unexpected in migration {id}", failure, id=self.migration.id)
+
+    def _failure(self, text: str, cause: Exception | None = None) -> Exception:
+        story = self.migration.story
+        where = f" (last step {story.last.id}: {story.last.text})" if isinstance(story.last, Step) else ""
+        if (
+            cause is not None
+            and isinstance(cause, MigrateError)
+            and cause.code not in ("INTERNAL_ERROR", "MIRROR_FAILED")
+        ):
+            return cause
+        return VmMigrateFailed(
+            self.migration.vm, self.migration.host.name, self.migration.peer.destination, text + where
+        )
+
+
+def _exception(failure: Failure) -> Exception:
+    return failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure))
