@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import attrs
 from twisted.internet import reactor, task
 
 from tests.domains.exporter import EXPORT, Exporter
-from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec
+from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec, DomainState
 from xapi_migrate.domains.qemu import QEMUDriver
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.testing.guests import ticker
@@ -41,16 +41,46 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
+class Drain:
+    """Reads a socket in a thread, as fast as it can, until told to rest."""
+
+    def __init__(self, source: socket.socket) -> None:
+        self.received = 0
+        self._source = source
+        self._rest = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        self._source.settimeout(0.01)
+        while not self._rest.is_set():
+            try:
+                data = self._source.recv(1 << 18)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            self.received += len(data)
+
+    def rest(self) -> None:
+        self._rest.set()
+        self._thread.join()
+
+
 class Hosts:
     """`sender` and `receiver`: a driver each, in a folder each. Takes everything away when it is left."""
 
-    def __init__(self, config: QEMUConfig | None = None) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="domains-"))
+    def __init__(self, root: Path, config: QEMUConfig | None = None) -> None:
+        self.root = root
         self.config = config or QEMUConfig()
         self.sender = self.driver("sender")
         self.receiver = self.driver("receiver")
         self._drivers = [self.sender, self.receiver]
         self._exporters: list[Exporter] = []
+        self.told: list[tuple[str, DomainState]] = []
+        """What the sender's driver said of domains that changed by themselves."""
 
     def driver(self, name: str) -> QEMUDriver:
         return QEMUDriver(reactor, self.root / name, self.config, host=name)
@@ -58,6 +88,7 @@ class Hosts:
     async def __aenter__(self) -> Hosts:
         await self.sender.open()
         await self.receiver.open()
+        self.sender.watch(lambda *change: self.told.append(change))
         return self
 
     async def restart_sender(self) -> None:
@@ -73,7 +104,6 @@ class Hosts:
             await driver.close()
         for exporter in self._exporters:
             await exporter.close()
-        shutil.rmtree(self.root)
 
     async def disk(self, guest: ticker.Ticker | None = None, size: int = 4 * MIB) -> Exporter:
         """A disk that boots the guest, exported."""
@@ -98,8 +128,6 @@ class Hosts:
 
     def there(self, spec: DomainSpec) -> DomainSpec:
         """The same hardware, as the receiver builds it."""
-        import attrs
-
         domain_id = str(uuid4())
         console = str(self.root / "receiver" / "consoles" / f"{domain_id}.log")
         return attrs.evolve(spec, domain_id=domain_id, console_path=console)
@@ -113,3 +141,11 @@ class Hosts:
         """Wait until the guest has printed so many more numbers."""
         now = len(self.console(*specs).counters)
         await until(lambda: len(self.console(*specs).counters) >= now + more, "the guest's ticks")
+
+    async def running(self, guest: ticker.Ticker | None = None, memory: int = 64 * MIB) -> tuple[DomainSpec, Exporter]:
+        """A guest that runs at the sender and has ticked for a while."""
+        disk = await self.disk(guest)
+        spec = self.spec(disk, memory=memory)
+        await self.sender.start(spec)
+        await self.ticks(spec, more=60)
+        return spec, disk

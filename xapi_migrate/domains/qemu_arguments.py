@@ -100,7 +100,7 @@ def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[s
         ]
     else:
         argv += ["-serial", "null"]
-    for boot_index, disk in enumerate(sorted(spec.disks, key=lambda disk: int(disk.device))):
+    for boot_index, disk in enumerate(sorted(spec.disks, key=lambda disk: disk.device.rjust(10))):
         argv += _disk(disk, boot_index, config)
     for nic in spec.nics:
         argv += _nic(nic)

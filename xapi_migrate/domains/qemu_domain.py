@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet import defer, threads
+from twisted.internet import defer
 from twisted.logger import Logger
 
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState
@@ -22,6 +22,7 @@ from xapi_migrate.domains.qemu_arguments import MONITOR, arguments, disk_links
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.errors import DomainError
 from xapi_migrate.processes import child, qmp
+from xapi_migrate.processes.in_thread import in_thread
 
 SPEC = "spec.json"
 
@@ -112,16 +113,13 @@ class QEMUDomain:
         self.known = DomainState.INCOMING if incoming else DomainState.PAUSED
         try:
             argv = arguments(spec, self.config, incoming=incoming)
-            await threads.deferToThread(_prepare, self.folder, spec)
+            await in_thread(_prepare, self.folder, spec)
             self._adopt(await child.spawn(self.reactor, self.folder, argv))
             await self._monitor()
-        except Exception as failure:
+        except BaseException as failure:
             error = self.error(action, failure)
             await self.end()
             raise error from failure
-        except BaseException:
-            await self.end()
-            raise
         if not incoming and self.known is DomainState.PAUSED:
             self.known = DomainState.RUNNING
 
@@ -129,7 +127,7 @@ class QEMUDomain:
         """Take over a domain of an earlier daemon. One that does not answer now is asked again when it is needed."""
         self.known = DomainState.CRASHED
         try:
-            self.spec = spec_from_json(await threads.deferToThread((self.folder / SPEC).read_text))
+            self.spec = spec_from_json(await in_thread((self.folder / SPEC).read_text))
         except (OSError, ValueError, TypeError, KeyError) as failure:
             self.log.warn(
                 "domain {domain}: its description cannot be read: {reason}", domain=self.domain_id, reason=failure
@@ -160,7 +158,7 @@ class QEMUDomain:
         if self.child is not None:
             await self.child.kill()
         self.known = DomainState.ABSENT
-        await threads.deferToThread(shutil.rmtree, self.folder, ignore_errors=True)
+        await in_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     async def abandon(self) -> None:
         """Let go of it; it lives on."""
@@ -193,9 +191,9 @@ class QEMUDomain:
         said = self.child.errors() if self.child is not None else ""
         return said or "it left no message"
 
-    def error(self, action: str, cause: BaseException | str) -> DomainError:
-        """The error to raise when the domain could not do something."""
-        if isinstance(cause, DomainError):
+    def error(self, action: str, cause: BaseException | str) -> BaseException:
+        """The error to raise when the domain could not do something: a DomainError, unless it was cancelled."""
+        if isinstance(cause, DomainError | defer.CancelledError | GeneratorExit):
             return cause
         if isinstance(cause, str):
             reason = cause

@@ -16,9 +16,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from xapi_migrate.domains.interfaces import DomainSpec, DomainState, IRestoration
-from xapi_migrate.domains.outcome import Outcome
 from xapi_migrate.domains.qemu_domain import ABANDONED, QEMUDomain
 from xapi_migrate.domains.qemu_suspension import capabilities, hand_over, settle
+from xapi_migrate.outcome import Outcome
 from xapi_migrate.processes.qmp import Event
 
 _ACTION = "take its memory in"
@@ -43,7 +43,7 @@ class QEMURestoration:
         """Start in the background: what goes wrong is told by `accepting` and `finished`."""
         own = os.dup(fd)
         self._work = defer.Deferred.fromCoroutine(self._run(spec, own))
-        self._work.addErrback(lambda _: None)  # _run has told it
+        self._work.addErrback(lambda _: None)  # cancelled twice
 
     # -- IRestoration -------------------------------------------------------------------------
 
@@ -78,11 +78,10 @@ class QEMURestoration:
             finally:
                 # QEMU has its own now, or never will: with ours open the sender would not notice its end
                 os.close(fd)
+        except defer.CancelledError:
+            await self._fail("it was given up")
         except Exception as failure:
             await self._fail(domain.error(_ACTION, failure))
-        except BaseException:
-            await self._fail(self._reason or "it was given up")
-            raise
         else:
             self._accepting.succeed(None)
 

@@ -16,8 +16,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from xapi_migrate.domains.interfaces import DomainState, ISuspension
-from xapi_migrate.domains.outcome import Outcome
 from xapi_migrate.domains.qemu_domain import ABANDONED, QEMUDomain
+from xapi_migrate.errors import DomainError
+from xapi_migrate.outcome import Outcome
 from xapi_migrate.processes.qmp import Event
 
 UNDER_WAY = frozenset({"setup", "active", "pre-switchover", "device", "wait-unplug", "cancelling"})
@@ -88,13 +89,10 @@ class QEMUSuspension:
             except BaseException:
                 await take_back(domain)
                 raise
-        except Exception as failure:
+        except BaseException as failure:
             error = domain.error(_ACTION, failure)
-            self._fail(str(error.reason))
+            self._fail(error if isinstance(error, DomainError) else "it was given up")
             raise error from failure
-        except BaseException:
-            self._fail("it was given up")
-            raise
         if not self.over and not self._suspended.done:
             self._following = defer.Deferred.fromCoroutine(self._follow())
             self._following.addErrback(self._stopped_following)
@@ -165,7 +163,7 @@ class QEMUSuspension:
 
     def _detached(self, work: Any) -> None:
         done = defer.Deferred.fromCoroutine(work)
-        done.addErrback(lambda failure: self._fail(str(failure.value)))
+        done.addErrback(lambda failure: self._fail(str(failure.value)))  # QEMU ended meanwhile
 
     async def _complete(self) -> None:
         """The stream's last byte is written; QEMU is about to close the descriptor."""
@@ -180,7 +178,7 @@ class QEMUSuspension:
         answer = await self._domain.ask("query-migrate", timeout=self._domain.config.timeouts.question)
         self._fail(self._reason or answer.get("error-desc") or f"the stream {status} and QEMU does not say why")
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str | DomainError) -> None:
         self._end()
         error = self._domain.error(_ACTION, self._reason or reason)
         self._suspended.fail(error)

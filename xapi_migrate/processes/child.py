@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
-from twisted.internet import defer, threads
+from twisted.internet import defer
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from zope.interface import implementer
+
+from xapi_migrate.processes.in_thread import in_thread
 
 RECORD = "process.json"
 
@@ -65,6 +67,7 @@ class Child:
         except ProcessLookupError:
             pass
         if self._pidfd < 0 or not name.alive():
+            self._reap()
             self.connectionLost(None)
         else:
             reactor.addReader(self)
@@ -119,11 +122,14 @@ class Child:
     def logPrefix(self) -> str:
         return f"child {self.name.pid}"
 
-    def doRead(self) -> None:
+    def _reap(self) -> None:
         try:
             os.waitpid(self.name.pid, os.WNOHANG)
         except ChildProcessError:
             pass  # started by an earlier daemon
+
+    def doRead(self) -> None:
+        self._reap()
         self._reactor.removeReader(self)
         self.connectionLost(None)
 
@@ -159,9 +165,15 @@ async def spawn(
     env: Mapping[str, str] = os.environ,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start `argv` in `folder` (made if missing). OSError if the program cannot be started."""
-    name = await threads.deferToThread(_spawn, folder, argv, env, pass_fds)
-    return Child(reactor, folder, name)
+    """Start `argv` in `folder` (made if missing). OSError if the program cannot be started; cancelled, nothing runs."""
+    started: list[ProcessName] = []
+    try:
+        await in_thread(lambda: started.append(_spawn(folder, argv, env, pass_fds)))
+    except defer.CancelledError:
+        if started:
+            await Child(reactor, folder, started[0]).kill()
+        raise
+    return Child(reactor, folder, started[0])
 
 
 def find(reactor: IReactorFDSet, folder: Path) -> Child | None:

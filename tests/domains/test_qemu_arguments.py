@@ -1,0 +1,101 @@
+"""QEMU's command line: the same spec gives the same hardware."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec
+from xapi_migrate.domains.qemu_arguments import arguments, disk_links
+from xapi_migrate.domains.qemu_config import QEMUConfig
+from xapi_migrate.domains.qemu_domain import spec_from_json, spec_to_json
+
+SPEC = DomainSpec(
+    domain_id="3b0e0f6e-0000-4000-8000-000000000001",
+    vm_uuid="3b0e0f6e-0000-4000-8000-000000000002",
+    name="web, first",
+    memory=256 << 20,
+    vcpus=2,
+    disks=(
+        DomainDisk("1", "/sr/b.sock", "b", read_only=True, bootable=False),
+        DomainDisk("0", "/sr/a.sock", "a", serial="a-serial-number-that-is-long"),
+    ),
+    nics=(DomainNic("0", "52:54:00:00:00:01", tap="tap7"), DomainNic("1", "52:54:00:00:00:02")),
+    console_path="/var/log/console, of web",
+)
+
+
+def argv(spec: DomainSpec = SPEC, incoming: bool = False) -> list[str]:
+    return arguments(spec, QEMUConfig(), incoming=incoming)
+
+
+def after(option: str, args: list[str]) -> list[str]:
+    return [args[n + 1] for n, word in enumerate(args) if word == option]
+
+
+def test_hardware_does_not_depend_on_the_host():
+    here = argv()
+    elsewhere = attrs.evolve(
+        SPEC,
+        domain_id="another",
+        console_path="/elsewhere",
+        disks=tuple(attrs.evolve(disk, socket_path=f"/elsewhere{disk.socket_path}") for disk in SPEC.disks),
+    )
+    there = argv(elsewhere, incoming=True)
+    for option in ("-machine", "-cpu", "-device", "-m", "-smp", "-uuid"):
+        assert after(option, here) == after(option, there)
+    assert there[-3:] == ["-S", "-incoming", "defer"]
+
+
+def test_disks_have_places_of_their_own_and_keep_their_requests():
+    first, second, *_ = after("-device", argv())
+    assert "id=vbd0,addr=0x9," in first
+    assert "id=vbd1,addr=0xa," in second
+    assert "werror=stop,rerror=stop" in first
+    assert "werror=stop,rerror=stop" in second
+    assert first.endswith("serial=a-serial-number-that,bootindex=0")
+    assert "bootindex" not in second
+    node, read_only = after("-blockdev", argv())
+    assert "read-only=off" in node
+    assert "read-only=on" in read_only
+    assert "reconnect-delay=604800" in node
+
+
+def test_commas_in_names_are_kept():
+    assert after("-name", argv()) == ["guest=web,, first"]
+    assert after("-chardev", argv()) == ["file,id=console,path=/var/log/console,, of web,append=on"]
+
+
+def test_no_path_of_a_disk_is_in_the_command_line():
+    assert not any("/sr/" in word for word in argv())
+    assert {name: str(target) for name, target in disk_links(SPEC).items()} == {
+        "disk0.sock": "/sr/a.sock",
+        "disk1.sock": "/sr/b.sock",
+    }
+
+
+def test_network_interfaces():
+    taps, interfaces = after("-netdev", argv()), after("-device", argv())[2:]
+    assert taps == ["tap,id=net0,ifname=tap7,script=no,downscript=no"]
+    assert interfaces == [
+        "virtio-net-pci,id=vif0,mac=52:54:00:00:00:01,addr=0x2,romfile=,netdev=net0",
+        "virtio-net-pci,id=vif1,mac=52:54:00:00:00:02,addr=0x3,romfile=",
+    ]
+
+
+def test_pinned_hardware_wins_over_the_default():
+    assert after("-machine", argv()) == ["pc-i440fx-7.2"]
+    pinned = attrs.evolve(SPEC, machine="pc-i440fx-6.2", cpu="Nehalem")
+    assert after("-machine", argv(pinned)) == ["pc-i440fx-6.2"]
+    assert after("-cpu", argv(pinned)) == ["Nehalem"]
+
+
+@pytest.mark.parametrize("device", ["23", "x", "-1", ""])
+def test_a_disk_that_has_no_place(device):
+    spec = attrs.evolve(SPEC, disks=(DomainDisk(device, "/s", "e"),))
+    with pytest.raises(ValueError, match="there is no place for disk"):
+        argv(spec)
+
+
+def test_a_description_survives_its_file():
+    assert spec_from_json(spec_to_json(SPEC)) == SPEC
