@@ -1,0 +1,1 @@
+"""VDIs as image files in a directory."""

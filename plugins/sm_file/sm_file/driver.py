@@ -1,0 +1,39 @@
+"""The entry point: what xapi_migrate finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zope.interface import implementer
+
+from xapi_migrate.errors import InvalidValue
+from xapi_migrate.sm.interfaces import GENERATION, ImageFormat, ISMDriver, ISRBackend, SRConfig
+
+FORMATS = (ImageFormat.RAW, ImageFormat.QCOW2)
+
+
+@implementer(ISMDriver)
+class FileDriver:
+    """SR type "file"."""
+
+    name = "file"
+    description = "Image files in a directory, local or shared"
+    vendor = "xapi_migrate"
+    version = "0.1.0"
+    generation = GENERATION
+    features = frozenset({"VDI_CREATE", "VDI_DESTROY", "VDI_MIRROR", "SHARED"})
+    formats = tuple(one.value for one in FORMATS)
+
+    def open_sr(self, config: SRConfig) -> ISRBackend:
+        from sm_file.backend import FileBackend
+
+        location = Path(config.device_config.get("location", ""))
+        if not location.is_absolute():
+            raise InvalidValue("device_config:location", str(location))
+        kind = config.device_config.get("format", ImageFormat.RAW.value)
+        if kind not in self.formats:
+            raise InvalidValue("device_config:format", kind)
+        limit = config.device_config.get("size_limit", "0")
+        if not limit.isdecimal():
+            raise InvalidValue("device_config:size_limit", limit)
+        return ISRBackend(FileBackend(config.uuid, location, ImageFormat(kind), int(limit)))

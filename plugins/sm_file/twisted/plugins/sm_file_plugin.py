@@ -1,0 +1,3 @@
+from sm_file.driver import FileDriver
+
+driver = FileDriver()

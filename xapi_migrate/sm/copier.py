@@ -1,0 +1,164 @@
+"""The copier: the process that holds the iSCSI session to the other host, for one VDI.copy.
+
+It offers the LUN as NBD on a unix socket, into which the datapath mirrors. libiscsi retries for ever when the
+other host is silent; in a process of its own that harms nobody, because it can be killed at any time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import defer, task, threads
+
+from xapi_migrate.errors import CopyFailed
+from xapi_migrate.processes.child import find
+from xapi_migrate.processes.qmp import QMPError
+from xapi_migrate.sm.interfaces import TargetUrl
+from xapi_migrate.sm.same_disk import LunAddress
+from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
+from xapi_migrate.sm.timeouts import SMTimeouts
+
+EXPORT = "lun"
+_INITIATOR = "iqn.2011-10.org.xapi-migrate:copier"
+_UNSENT = {"04", "09", "0B"}  # FIN_WAIT1, LAST_ACK, CLOSING: the kernel still has bytes or a FIN to deliver
+
+
+class Copier:
+    """At most one process at a time; `folder` and the socket in it stay the same over replacements."""
+
+    def __init__(self, reactor: Any, folder: Path, vdi: str, timeouts: SMTimeouts) -> None:
+        self._reactor = reactor
+        self._timeouts = timeouts
+        self._vdi = vdi
+        self.folder = folder
+        self._daemon: StorageDaemon | None = None
+        self._refuser: StorageDaemon | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / NBD
+
+    @property
+    def alive(self) -> bool:
+        return self._daemon is not None and self._daemon.alive
+
+    @property
+    def pid(self) -> int:
+        return self._daemon.child.pid if self._daemon else 0
+
+    async def start(self, url: TargetUrl) -> None:
+        """Open the LUN and offer it. CopyFailed, with nothing left running."""
+        lun = LunAddress.parse(url.url)
+        await self._stale_writes_gone(lun)
+        daemon = None
+        try:
+            daemon = self._daemon = await StorageDaemon.start(self._reactor, self.folder, self._timeouts)
+            await daemon.execute("object-add", {"qom-type": "secret", "id": "chap", "data": url.password})
+            await daemon.execute("blockdev-add", self._lun(lun, url.username), timeout=self._timeouts.attach)
+            await daemon.execute(
+                "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": True}
+            )
+        except (QMPError, OSError, TimeoutError, defer.TimeoutError, ConnectionError) as failure:
+            await self.kill()
+            timed_out = isinstance(failure, (TimeoutError, defer.TimeoutError))
+            reason = f"no answer within {self._timeouts.attach:g} s" if timed_out else str(failure)
+            raise CopyFailed(self._vdi, f"the LUN at {lun.portal} cannot be opened: {reason}") from failure
+        except BaseException:
+            await self.kill()
+            raise
+
+    def _lun(self, lun: LunAddress, username: str) -> dict[str, Any]:
+        return {
+            "driver": "iscsi",
+            "node-name": EXPORT,
+            "transport": "tcp",
+            "portal": lun.portal,
+            "target": lun.iqn,
+            "lun": lun.lun,
+            "user": username,
+            "password-secret": "chap",
+            "initiator-name": _INITIATOR,
+            "discard": "unmap",
+        }
+
+    async def recover(self) -> bool:
+        """After a restart of the daemon: whether it still works."""
+        self._daemon = await StorageDaemon.find(self._reactor, self.folder, self._timeouts)
+        return self.alive
+
+    async def kill(self) -> None:
+        """End it at once; the datapath's requests wait for a successor."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            await daemon.end()
+        elif child := find(self._reactor, self.folder):
+            await child.kill()
+
+    async def refuse(self, size: int) -> None:
+        """In place of a dead copier, answer everything on its socket with an error: a datapath that waits for the
+        copier stops waiting."""
+        if self._refuser is not None:
+            return
+        folder = self.folder / "refuser"
+        self._refuser = daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
+        await daemon.add_node(driver="null-co", node_name="nothing", size=size)
+        everything = [
+            {"event": "none", "iotype": kind, "errno": 5, "once": False, "immediately": True}
+            for kind in ("read", "write", "write-zeroes", "discard", "flush", "block-status")
+        ]
+        await daemon.add_node(driver="blkdebug", node_name="refusing", image="nothing", inject_error=everything)
+        await daemon.execute(
+            "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": "refusing", "name": EXPORT, "writable": True}
+        )
+        (folder / NBD).replace(self.socket)
+
+    async def end(self) -> None:
+        """Kill what runs and remove the sockets."""
+        await self.kill()
+        refuser, self._refuser = self._refuser, None
+        if refuser is not None:
+            await refuser.end()
+        elif child := find(self._reactor, self.folder / "refuser"):
+            await child.kill()
+        for name in (NBD, "qmp.sock", "process.json", "stdout", "stderr"):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in ("refuser", "serial", "id"):
+            await threads.deferToThread(shutil.rmtree, self.folder / name, ignore_errors=True)
+
+    def let_go(self) -> None:
+        """Stop watching; the processes live on."""
+        for daemon in (self._daemon, self._refuser):
+            if daemon is not None:
+                daemon.let_go()
+
+    def errors(self) -> str:
+        """The end of what it complained about."""
+        return self._daemon.child.errors() if self._daemon else ""
+
+    async def _stale_writes_gone(self, lun: LunAddress) -> None:
+        """Wait until the kernel has delivered what killed copiers had still in their sockets to this portal."""
+        deadline = self._reactor.seconds() + self._timeouts.stale_writes
+        while _undelivered(lun.port) and self._reactor.seconds() < deadline:
+            await task.deferLater(self._reactor, 0.05)
+
+
+def _undelivered(port: int) -> bool:
+    """Whether a socket that no process owns any more still sends to this remote port."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] in _UNSENT and fields[9] == "0" and int(fields[2].rsplit(":", 1)[1], 16) == port:
+                return True
+    return False
+
+
+def folder_name(ref: str) -> str:
+    """A task's reference as the name of a folder."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in ref)
+    return kept[-64:]

@@ -1,0 +1,334 @@
+"""VDI.copy: one disk on its way into one LUN.
+
+    PENDING --(all copied once)--> READY --(the gate is shut, finish)--> FINISHED
+       |                             |
+       +----------- error, cancel, guard ---------> FAILED
+
+A loop follows the mirror and replaces a copier that stands still. Whatever happens, killing the copier and
+aborting the job always frees the datapath, so a copy can be given up at any moment without the guest noticing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.logger import Logger
+
+from xapi_migrate.errors import CopyFailed, MigrateError
+from xapi_migrate.processes.qmp import QMPError
+from xapi_migrate.sm.copier import Copier
+from xapi_migrate.sm.datapath import Datapath
+from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
+from xapi_migrate.sm.mirror import Mirror
+from xapi_migrate.sm.timeouts import SMTimeouts
+
+_STATE = "copy.json"
+_TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost, ConnectionError, OSError)
+
+
+@attrs.frozen
+class CopyOf:
+    """What is copied where, and under which name."""
+
+    ref: str
+    sr: str
+    vdi: str
+
+
+class Copy:
+    """One VDI.copy. `status` is what Task.get_state answers. Begun by `begin`, or by `resume` after a restart."""
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: Any, folder: Path, of: CopyOf, timeouts: SMTimeouts, release: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._reactor = reactor
+        self._timeouts = timeouts
+        self._release = release
+        self.of = of
+        self.folder = folder
+        self.status = CopyStatus(CopyState.PENDING)
+        self.copier = Copier(reactor, folder, of.vdi, timeouts)
+        self._url: TargetUrl | None = None
+        self._datapath: Datapath | None = None
+        self._mirror: Mirror | None = None
+        self._following: defer.Deferred[None] | None = None
+        self._ended: list[defer.Deferred[None]] = []
+        self._finishing = False
+        self._given_up = ""
+        self._swapping = defer.DeferredLock()
+
+    @property
+    def over(self) -> bool:
+        return self.status.state in (CopyState.FINISHED, CopyState.FAILED)
+
+    # -- beginning
+
+    async def begin(self, datapath: Datapath, url: TargetUrl) -> None:
+        """Steps 3.4 and 3.5: open the LUN, switch the datapath into log-dirty mode. Never raises: a copy that cannot
+        begin is FAILED."""
+        self._url, self._datapath = url, datapath
+        self.save()
+        try:
+            await self.copier.start(url)
+            self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
+            await self._mirror.start(self.copier.socket, datapath.of.virtual_size)
+        except (MigrateError, *_TROUBLE) as failure:
+            self._mirror = None
+            await self._conclude(str(failure))
+            return
+        except BaseException:
+            self._mirror = None
+            await self._conclude("cancelled")
+            raise
+        self._follow()
+
+    async def resume(self, datapath: Datapath, url: TargetUrl) -> None:
+        """After a restart of the daemon: go on with the job that runs in this datapath."""
+        self._url, self._datapath = url, datapath
+        await self.copier.recover()
+        self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
+        self._follow()
+
+    def end_at_once(self, status: CopyStatus) -> None:
+        """Nothing is to be done: the same disk, or not possible."""
+        self.status = status
+        self.save()
+
+    # -- ending
+
+    async def finish(self) -> None:
+        """The iteration ends now: nothing writes to the disk any more. READY becomes FINISHED; anything else, or
+        a receiver that does not answer within the guard time, FAILED. Never raises, never hangs."""
+        if self.over:
+            return
+        if self.status.state is CopyState.READY and not self._given_up:
+            self._finishing = True
+            assert self._mirror is not None
+            try:
+                await self._within_guard(self._mirror.complete())
+            except _TROUBLE:
+                self.give_up("the datapath refused to finish it")
+        else:
+            self.give_up("the VDI was deactivated before all of it had been copied")
+        await self._until_over(self._timeouts.guard, "the other host did not confirm the last writes")
+
+    async def shielded(self, drain: Callable[[], Awaitable[None]]) -> None:
+        """Run a drain of the datapath, which waits for what the copier has in flight: past the guard time the
+        copier goes, the drain always ends."""
+        if not self.over and self.status.state is not CopyState.READY:
+            self.give_up("the VDI was deactivated before all of it had been copied")
+            await self._until_over(None, "")
+        await self._within_guard(drain())
+
+    async def cancel(self) -> None:
+        """End it whatever its state. The guest is not disturbed."""
+        if not self.over:
+            self.give_up("cancelled")
+            await self._until_over(None, "")
+        (self.folder / _STATE).unlink(missing_ok=True)
+
+    def give_up(self, reason: str) -> None:
+        """Begin to end it as failed; `_until_over` waits for that."""
+        if not self.over and not self._given_up:
+            self._given_up = reason
+            self.log.info(
+                "copy {ref} of VDI {vdi} is given up: {reason}", ref=self.of.ref, vdi=self.of.vdi, reason=reason
+            )
+            defer.ensureDeferred(self._abort()).addErrback(lambda failure: self.log.failure("giving up", failure))
+
+    async def replace(self, url: TargetUrl) -> None:
+        """Go on through another copier (fail-over to another URI). CopyFailed if it is over or the LUN cannot be
+        opened; the job then waits for the next one."""
+        if self.over or self._given_up:
+            raise CopyFailed(self.of.vdi, self.status.error or "it has ended")
+        self._url = url
+        self.save()
+        await self._replace_copier()
+
+    # -- following the job
+
+    def _follow(self) -> None:
+        self._following = defer.ensureDeferred(self._loop())
+        self._following.addErrback(self._loop_failed)
+
+    async def _loop(self) -> None:
+        assert self._mirror is not None
+        moved, replaced, last = self._reactor.seconds(), 0, (-1, -1)
+        while True:
+            try:
+                now = await self._mirror.progress()
+            except _TROUBLE as failure:
+                assert self._datapath is not None
+                if self._datapath.daemon.alive and not isinstance(failure, (ConnectionDone, ConnectionLost)):
+                    continue  # a drain holds the monitor up: its guard decides
+                await self._conclude("its datapath died")
+                return
+            if now.concluded:
+                await self._concluded(now.error)
+                return
+            ready = now.ready or self.status.state is CopyState.READY
+            self.status = CopyStatus(CopyState.READY if ready else CopyState.PENDING, now.done, now.total)
+            idle = ready and now.done >= now.total and self.copier.alive
+            if (now.done, now.total) != last or idle:
+                if now.done > last[0]:
+                    replaced = 0
+                last, moved = (now.done, now.total), self._reactor.seconds()
+            dead = not self.copier.alive
+            if not self._given_up and (dead or self._reactor.seconds() - moved > self._timeouts.stall):
+                if replaced >= self._timeouts.replacements:
+                    why = "its copier died" if dead else f"no progress for {self._timeouts.stall:g} s"
+                    self.give_up(f"{why}, {replaced} new copiers did not help")
+                else:
+                    replaced += 1
+                    await self._try_replacing(dead)
+                moved = self._reactor.seconds()
+            await self._mirror.changed(self._timeouts.poll)
+
+    async def _try_replacing(self, dead: bool) -> None:
+        self.log.info(
+            "copy {of.ref} of VDI {of.vdi}: its copier {what}, starting another",
+            of=self.of, what="died" if dead else "stands still",
+        )  # fmt: skip
+        try:
+            await self._replace_copier()
+        except CopyFailed as failure:
+            self.log.info("copy {ref}: {reason}", ref=self.of.ref, reason=str(failure))
+
+    async def _replace_copier(self) -> None:
+        async with _held(self._swapping):
+            await self.copier.kill()
+            if not self._given_up and self._url is not None:
+                await self.copier.start(self._url)
+        if self._given_up:
+            await self.copier.kill()
+
+    async def _concluded(self, error: str) -> None:
+        if self._given_up:
+            error = self._given_up
+        elif not error and not self._finishing:
+            error = "the mirror ended by itself"
+        await self._conclude(error)
+
+    def _loop_failed(self, failure: Any) -> None:
+        if failure.check(defer.CancelledError):
+            return
+        self.log.failure("copy {ref} is no longer followed", failure, ref=self.of.ref)
+        defer.ensureDeferred(self._conclude(str(failure.value)))
+
+    # -- the end
+
+    async def _abort(self) -> None:
+        """Free the datapath: the copier goes, then the job. While a drain holds the monitor up the job cannot
+        be asked, but it ends by itself once its writes are refused."""
+        await self.copier.kill()
+        attempts = 0
+        while not self.over and self._mirror is not None:
+            self._mirror.abort()
+            attempts += 1
+            if attempts == 2 and self._datapath is not None:
+                await self.copier.kill()
+                try:
+                    await self.copier.refuse(self._datapath.of.virtual_size)
+                except _TROUBLE:
+                    self.log.failure("refusing the writes of copy {ref}", ref=self.of.ref)
+            await self._mirror.changed(0.3)
+
+    async def _conclude(self, error: str) -> None:
+        """Let go of everything; the state is final afterwards."""
+        mirror, datapath = self._mirror, self._datapath
+        if datapath is not None and datapath.daemon.alive and mirror is not None:
+            try:
+                await mirror.dismiss()
+            except _TROUBLE as failure:
+                error = error or str(failure)
+        elif mirror is not None:
+            mirror.forget()
+        await self.copier.end()
+        state = CopyState.FAILED if error else CopyState.FINISHED
+        total = self.status.total
+        self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)
+        self._mirror = self._url = None
+        self.save()
+        try:
+            await self._release()
+        except MigrateError as failure:
+            self.log.info("copy {ref}: {reason}", ref=self.of.ref, reason=str(failure))
+        ended, self._ended = self._ended, []
+        for one in ended:
+            one.callback(None)
+
+    async def _within_guard(self, work: defer.Deferred[None] | Awaitable[None]) -> None:
+        running = work if isinstance(work, defer.Deferred) else defer.ensureDeferred(_coroutine(work))
+        timer = self._reactor.callLater(
+            self._timeouts.guard, self.give_up, f"the other host did not answer for {self._timeouts.guard:g} s"
+        )
+        try:
+            await running
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _until_over(self, guard: float | None, reason: str) -> None:
+        if self.over:
+            return
+        ended: defer.Deferred[None] = defer.Deferred(lambda d: self._ended.remove(d))
+        self._ended.append(ended)
+        timer = self._reactor.callLater(guard, self.give_up, reason) if guard is not None else None
+        try:
+            await ended
+        finally:
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    # -- over a restart of the daemon
+
+    def let_go(self) -> None:
+        """Stop following; everything lives on."""
+        if self._following is not None:
+            self._following.cancel()
+        self.copier.let_go()
+
+    def save(self) -> None:
+        """The account is kept as long as the copy runs, so that a restarted daemon can replace a copier."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = self.folder / f"{_STATE}.new"
+        draft.touch(mode=0o600)
+        url = attrs.asdict(self._url) if self._url is not None and not self.over else None
+        status = {**attrs.asdict(self.status), "state": self.status.state.value}
+        draft.write_text(json.dumps({"of": attrs.asdict(self.of), "url": url, "status": status}))
+        draft.replace(self.folder / _STATE)
+
+
+def read_copy(folder: Path) -> tuple[CopyOf, TargetUrl | None, CopyStatus] | None:
+    """What a copy's folder says of it."""
+    try:
+        kept = json.loads((folder / _STATE).read_text())
+        status = CopyStatus(**{**kept["status"], "state": CopyState(kept["status"]["state"])})
+        return CopyOf(**kept["of"]), TargetUrl(**kept["url"]) if kept["url"] else None, status
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+async def _coroutine(work: Awaitable[None]) -> None:
+    await work
+
+
+class _held:
+    """`async with` for a DeferredLock."""
+
+    def __init__(self, lock: defer.DeferredLock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()

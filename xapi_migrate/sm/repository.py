@@ -1,0 +1,289 @@
+"""The SM API of one attached SR, made out of a storage backend and the host's shared services.
+
+A backend may offer `vdi_get_url`, `vdi_close_url` or `vdi_copy` of its own, with ISR's signatures; they are
+used then instead of ours.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet import defer, threads
+from zope.interface import implementer
+
+from xapi_migrate.errors import (
+    CopyFailed,
+    HandleInvalid,
+    MigrateError,
+    SrBackendFailure,
+    SrNotAttached,
+    VdiInUse,
+    VdiMissing,
+)
+from xapi_migrate.sm.copy import Copy, CopyOf
+from xapi_migrate.sm.datapath import COPY, DOMAIN, TARGET, Datapath, DatapathOf
+from xapi_migrate.sm.interfaces import (
+    ISR,
+    Attachment,
+    CopyState,
+    CopyStatus,
+    ISRBackend,
+    Purpose,
+    SameDiskProof,
+    SRConfig,
+    SRStat,
+    TargetUrl,
+    VDIInfo,
+)
+from xapi_migrate.sm.iscsi_target import migration_id
+from xapi_migrate.sm.same_disk import read_identity
+from xapi_migrate.sm.services import SMServices
+
+_T = TypeVar("_T")
+
+
+@implementer(ISR)
+class Repository:
+    """One SR on this host."""
+
+    def __init__(self, config: SRConfig, backend: Any, services: SMServices) -> None:
+        self.uuid = config.uuid
+        self._backend = ISRBackend(backend)
+        self._own = backend
+        self._services = services
+        self._attached = False
+        self._sizes: dict[str, VDIInfo] = {}
+
+    # -- the SR
+
+    async def attach(self) -> None:
+        await self._ask(self._backend.attach(), f"attaching SR {self.uuid}")
+        self._attached = True
+
+    async def detach(self) -> None:
+        for vdi in self._services.datapaths.of_sr(self.uuid):
+            raise VdiInUse(vdi, "attached")
+        await self._ask(self._backend.detach(), f"detaching SR {self.uuid}")
+        self._attached = False
+
+    async def stat(self) -> SRStat:
+        self._require_attached()
+        return await self._ask(self._backend.stat(), f"SR {self.uuid}")
+
+    async def scan(self) -> list[VDIInfo]:
+        self._require_attached()
+        found = await self._ask(self._backend.scan(), f"scanning SR {self.uuid}")
+        self._sizes = {info.uuid: info for info in found}
+        return found
+
+    # -- VDIs
+
+    async def vdi_create(self, uuid: str, virtual_size: int) -> VDIInfo:
+        self._require_attached()
+        info = await self._ask(self._backend.vdi_create(uuid, virtual_size), f"creating VDI {uuid}")
+        self._sizes[uuid] = info
+        return info
+
+    async def vdi_destroy(self, uuid: str) -> None:
+        self._require_attached()
+        if self._services.datapaths.get(uuid) is not None:
+            raise VdiInUse(uuid, "attached")
+        await self._ask(self._backend.vdi_destroy(uuid), f"destroying VDI {uuid}")
+        self._sizes.pop(uuid, None)
+
+    async def vdi_attach(self, uuid: str, purpose: Purpose, read_only: bool = False) -> Attachment:
+        return (await self._attach(uuid, purpose.value, read_only)).attachment
+
+    async def vdi_activate(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
+        await self._datapath(uuid).activate(purpose.value)
+
+    async def vdi_deactivate(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
+        datapath = self._services.datapaths.get(uuid)
+        if datapath is None:
+            return
+        copy = self._services.copies.of_vdi(uuid) if purpose is Purpose.DOMAIN else None
+        if copy is None:
+            await datapath.deactivate(purpose.value)
+        else:
+            # First nothing can be written any more, then the copy ends, then the image is closed: FINISHED is final.
+            await copy.shielded(lambda: datapath.deactivate(DOMAIN))
+            await copy.finish()
+
+    async def vdi_detach(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
+        await self.vdi_deactivate(uuid, purpose)
+        await self._services.datapaths.detach(uuid, purpose.value)
+
+    # -- the receiving side of a copy
+
+    async def vdi_get_url(self, uuid: str, migration: str, address: str) -> TargetUrl:
+        if hasattr(self._own, "vdi_get_url"):
+            own: TargetUrl = await self._own.vdi_get_url(uuid, migration, address)
+            return own
+        datapath = await self._attach(uuid, TARGET)
+        try:
+            await datapath.activate(TARGET)
+            return await self._services.iscsi.add_lun(migration, uuid, datapath.view, address, scsi_id=uuid)
+        except BaseException:
+            await self._services.datapaths.detach(uuid, TARGET)
+            raise
+
+    async def vdi_dummy_url(self, uuid: str, virtual_size: int, migration: str, address: str) -> TargetUrl:
+        self._require_attached()
+        path = self._dummy(migration, uuid)
+        await threads.deferToThread(_make_sparse, path, virtual_size)
+        try:
+            return await self._services.iscsi.add_lun(migration, uuid, path, address, scsi_id=self.uuid, read_only=True)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    async def vdi_close_url(self, uuid: str, migration: str) -> None:
+        if hasattr(self._own, "vdi_close_url"):
+            await self._own.vdi_close_url(uuid, migration)
+            return
+        await self._services.iscsi.remove_lun(migration, uuid)
+        self._dummy(migration, uuid).unlink(missing_ok=True)
+        await self._services.datapaths.detach(uuid, TARGET)
+
+    async def same_disk_proof(self, migration: str) -> SameDiskProof:
+        proof = SameDiskProof(migration_id(migration), secrets.token_hex(16))
+        await self._ask(self._backend.nonce_write(proof.name, proof.value), f"leaving a nonce in SR {self.uuid}")
+        return proof
+
+    async def forget_proof(self, migration: str) -> None:
+        await self._ask(self._backend.nonce_write(migration_id(migration), ""), f"removing a nonce from SR {self.uuid}")
+
+    # -- the sending side
+
+    async def vdi_copy(
+        self, uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool = False
+    ) -> None:
+        if hasattr(self._own, "vdi_copy"):
+            await self._own.vdi_copy(uuid, url, ref, proof, force_copy)
+            return
+        copies = self._services.copies
+        try:
+            copies.get(ref)
+            return
+        except HandleInvalid:
+            pass
+        if copies.of_vdi(uuid) is not None:
+            raise VdiInUse(uuid, "another copy")
+        await self._info(uuid)
+        copy = copies.new(CopyOf(ref, self.uuid, uuid))
+        try:
+            status = await self._same_disk(copy, url, proof, force_copy)
+            if status is not None:
+                copy.end_at_once(status)
+            else:
+                await self._begin(copy, url)
+        except MigrateError as failure:
+            if not copy.over:
+                copy.end_at_once(CopyStatus(CopyState.FAILED, error=str(failure)))
+
+    async def copy_state(self, ref: str) -> CopyStatus:
+        return self._services.copies.get(ref).status
+
+    async def copy_replace(self, ref: str, url: TargetUrl) -> None:
+        await self._services.copies.get(ref).replace(url)
+
+    async def copy_finish(self, ref: str) -> None:
+        await self._services.copies.get(ref).finish()
+
+    async def copy_cancel(self, ref: str) -> None:
+        await self._services.copies.forget(ref)
+
+    # -- parts
+
+    async def _begin(self, copy: Copy, url: TargetUrl) -> None:
+        datapath = await self._attach(copy.of.vdi, COPY)
+        try:
+            await datapath.activate(COPY)
+        except BaseException:
+            await self._services.datapaths.detach(copy.of.vdi, COPY)
+            raise
+        await copy.begin(datapath, url)
+
+    async def _same_disk(
+        self, copy: Copy, url: TargetUrl, proof: SameDiskProof | None, force_copy: bool
+    ) -> CopyStatus | None:
+        """The copy's end when there is nothing to copy into, None when it is to be copied. CopyFailed."""
+        vdi = copy.of.vdi
+        try:
+            lun = await read_identity(self._services.reactor, copy.folder, vdi, url, self._services.timeouts)
+        except ValueError as failure:
+            raise CopyFailed(vdi, str(failure)) from failure
+        if lun.serial != vdi:
+            return None
+        # A LUN with the serial of this very VDI is one that the receiver found: read-only, nothing to copy into.
+        if force_copy or proof is None:
+            raise CopyFailed(vdi, "the other host has a VDI of this uuid and offers nothing to copy into")
+        if self.uuid not in lun.ids:
+            raise CopyFailed(
+                vdi, "the other host has a VDI of this uuid in another SR: is its storage a clone of this?"
+            )
+        found = await self._ask(self._backend.nonce_read(proof.name), f"reading a nonce from SR {self.uuid}")
+        if not secrets.compare_digest(found.encode(), proof.value.encode()):
+            raise CopyFailed(
+                vdi,
+                f"the other host has SR {self.uuid} too, but what it left there cannot be read here: "
+                "the two are clones, not the same storage",
+            )
+        size = (await self._info(vdi)).virtual_size
+        return CopyStatus(CopyState.FINISHED, size, size, same_disk=True)
+
+    async def _attach(self, uuid: str, user: str, read_only: bool = False) -> Datapath:
+        self._require_attached()
+        info = await self._info(uuid)
+        location = await self._ask(self._backend.vdi_location(uuid), f"finding VDI {uuid}")
+        of = DatapathOf(
+            self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only or info.read_only
+        )
+        return await self._services.datapaths.attach(of, user)
+
+    def _datapath(self, uuid: str) -> Datapath:
+        datapath = self._services.datapaths.get(uuid)
+        if datapath is None:
+            raise SrBackendFailure(f"VDI {uuid}", "it is not attached")
+        return datapath
+
+    async def _info(self, uuid: str) -> VDIInfo:
+        if uuid not in self._sizes:
+            await self.scan()
+        if uuid not in self._sizes:
+            raise VdiMissing(self.uuid, uuid)
+        return self._sizes[uuid]
+
+    def _dummy(self, migration: str, uuid: str) -> Path:
+        return self._services.state_dir / "tgt" / f"dummy-{migration_id(migration)}-{uuid}"
+
+    def _require_attached(self) -> None:
+        if not self._attached:
+            raise SrNotAttached(self.uuid)
+
+    async def _ask(self, answer: Awaitable[_T], what: str) -> _T:
+        """A backend is somebody else's code: it has a time-out and its exceptions become ours."""
+
+        async def await_it() -> _T:
+            return await answer
+
+        asked = defer.ensureDeferred(await_it())
+        asked.addTimeout(self._services.timeouts.backend, self._services.reactor)
+        try:
+            return await asked
+        except (MigrateError, defer.CancelledError):
+            raise
+        except (TimeoutError, defer.TimeoutError) as failure:
+            reason = f"no answer for {self._services.timeouts.backend:g} s"
+            raise SrBackendFailure(what, reason) from failure
+        except Exception as failure:
+            raise SrBackendFailure(what, f"{type(failure).__name__}: {failure}") from failure
+
+
+def _make_sparse(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("wb") as file:
+        file.truncate(size)

@@ -1,0 +1,80 @@
+"""The same-disk test (step 3.3): does the LUN at the other end show the very disk that is to be copied?
+
+A LUN names itself in its vital product data: the unit serial is a VDI's uuid, the id that of the VDI (a fresh
+disk to copy into) or of the SR (a disk that was found, offered read-only). Names can lie, storage may be
+cloned, so the proof is a nonce that the other host left in the SR.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import attrs
+
+from xapi_migrate.errors import CopyFailed
+from xapi_migrate.processes.child import spawn
+from xapi_migrate.sm.interfaces import TargetUrl
+from xapi_migrate.sm.timeouts import SMTimeouts
+
+_SERIAL = re.compile(r"Unit Serial Number:\[([^\]]*)\]")
+_DESIGNATOR = re.compile(r"Designator:\[([^\]]*)\]")
+
+
+@attrs.frozen
+class LunAddress:
+    """The parts of iscsi://ADDRESS:PORT/IQN/LUN."""
+
+    address: str
+    port: int
+    iqn: str
+    lun: int
+
+    @property
+    def portal(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> LunAddress:
+        """ValueError when it is not such a URL."""
+        parts = urlsplit(url)
+        iqn, _, lun = unquote(parts.path).strip("/").rpartition("/")
+        if parts.scheme != "iscsi" or not parts.hostname or not iqn or not lun.isdecimal():
+            raise ValueError(f"{parts.scheme}://{parts.hostname}{parts.path} is not iscsi://ADDRESS:PORT/IQN/LUN")
+        return cls(parts.hostname, parts.port or 3260, iqn, int(lun))
+
+
+@attrs.frozen
+class Identity:
+    """What a LUN says it is."""
+
+    serial: str
+    ids: tuple[str, ...]
+
+
+async def read_identity(reactor: Any, folder: Path, vdi: str, url: TargetUrl, timeouts: SMTimeouts) -> Identity:
+    """Ask the LUN in a child process that works in `folder`. CopyFailed when it cannot be asked."""
+    serial = _SERIAL.search(await _inquire(reactor, folder / "serial", vdi, url, 0x80, timeouts))
+    designators = _DESIGNATOR.findall(await _inquire(reactor, folder / "id", vdi, url, 0x83, timeouts))
+    return Identity(serial[1].strip() if serial else "", tuple(text.strip() for text in designators))
+
+
+async def _inquire(reactor: Any, folder: Path, vdi: str, url: TargetUrl, page: int, timeouts: SMTimeouts) -> str:
+    lun = LunAddress.parse(url.url)
+    secret = {"LIBISCSI_CHAP_USERNAME": url.username, "LIBISCSI_CHAP_PASSWORD": url.password}
+    argv = ["iscsi-inq", "-e", "1", "-c", str(page), f"iscsi://{lun.portal}/{lun.iqn}/{lun.lun}"]
+    child = await spawn(reactor, folder, argv, env={**os.environ, "LC_ALL": "C", **secret})
+    ended = child.ended().addTimeout(timeouts.identity, reactor)
+    try:
+        await ended
+    except Exception as failure:
+        raise CopyFailed(vdi, f"the LUN at {lun.portal} did not answer for {timeouts.identity:g} s") from failure
+    finally:
+        await child.kill()
+    answer = (folder / "stdout").read_text("utf-8", "replace")
+    if "Designator" not in answer and "Unit Serial Number" not in answer:
+        raise CopyFailed(vdi, f"the LUN at {lun.portal} cannot be reached: {child.errors() or 'no answer'}")
+    return answer

@@ -1,0 +1,121 @@
+"""A qemu-storage-daemon and its monitor: what a datapath and a copier are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import defer
+
+from xapi_migrate.processes.child import Child, find, spawn
+from xapi_migrate.processes.qmp import QMP, QMPError, connect
+from xapi_migrate.sm.timeouts import SMTimeouts
+
+MONITOR = "qmp.sock"
+NBD = "nbd.sock"
+ARGV = (
+    "qemu-storage-daemon",
+    "--chardev",
+    f"socket,id=monitor,path={MONITOR},server=on,wait=off",
+    "--monitor",
+    "chardev=monitor",
+)
+
+
+class StorageDaemon:
+    """One process. It outlives this object: `let_go` leaves it running, `find` meets it again."""
+
+    def __init__(self, child: Child, qmp: QMP, timeouts: SMTimeouts) -> None:
+        self.child = child
+        self.qmp = qmp
+        self._timeouts = timeouts
+
+    @property
+    def folder(self) -> Path:
+        return self.child.folder
+
+    @property
+    def alive(self) -> bool:
+        return self.child.alive
+
+    @classmethod
+    async def start(cls, reactor: Any, folder: Path, timeouts: SMTimeouts) -> StorageDaemon:
+        """Start one that serves NBD on `folder`/nbd.sock. OSError, ConnectionError, TimeoutError, QMPError."""
+        child = await spawn(reactor, folder, ARGV)
+        try:
+            daemon = cls(child, await connect(reactor, folder / MONITOR, lambda: child.alive, timeouts.start), timeouts)
+            await daemon.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": NBD}}})
+            return daemon
+        except BaseException:
+            child.kill()
+            raise
+
+    @classmethod
+    async def find(cls, reactor: Any, folder: Path, timeouts: SMTimeouts) -> StorageDaemon | None:
+        """The one that lives in `folder`, if it does and answers."""
+        child = find(reactor, folder)
+        if child is None:
+            return None
+        try:
+            return cls(child, await connect(reactor, folder / MONITOR, lambda: child.alive, timeouts.start), timeouts)
+        except (ConnectionError, TimeoutError, QMPError):
+            await child.kill()
+            return None
+
+    def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, timeout: float | None = None
+    ) -> defer.Deferred[Any]:
+        """One monitor command, with the layer's time-out."""
+        return self.qmp.execute(command, arguments, timeout=timeout or self._timeouts.command)
+
+    async def nodes(self) -> dict[str, dict[str, Any]]:
+        """Block nodes by name."""
+        found = await self.execute("query-named-block-nodes", {"flat": True})
+        return {node["node-name"]: node for node in found}
+
+    async def add_node(self, **options: Any) -> None:
+        """blockdev-add, repeatable; underscores in names become dashes."""
+        arguments = {key.replace("_", "-"): value for key, value in options.items()}
+        if arguments["node-name"] not in await self.nodes():
+            await self.execute("blockdev-add", arguments)
+
+    async def drop_nodes(self, *names: str) -> None:
+        """blockdev-del of those that exist, in this order."""
+        present = await self.nodes()
+        for name in names:
+            if name in present:
+                await self.execute("blockdev-del", {"node-name": name})
+
+    async def virtual_size(self, node: str) -> int:
+        """Bytes."""
+        return int((await self.nodes())[node]["image"]["virtual-size"])
+
+    async def exports(self) -> set[str]:
+        """The ids of the block exports."""
+        return {export["id"] for export in await self.execute("query-block-exports")}
+
+    async def drop_export(self, name: str) -> None:
+        """Remove an export whatever its clients do, and wait until it is gone."""
+        if name not in await self.exports():
+            return
+        gone = self.qmp.event(lambda event, data: event == "BLOCK_EXPORT_DELETED" and data.get("id") == name)
+        try:
+            await self.execute("block-export-del", {"id": name, "mode": "hard"})
+            await gone
+        finally:
+            gone.addErrback(lambda _: None)
+            gone.cancel()
+
+    async def job(self, name: str) -> dict[str, Any] | None:
+        """What query-jobs says of one job."""
+        return next((job for job in await self.execute("query-jobs") if job["id"] == name), None)
+
+    async def end(self) -> None:
+        """Kill it and wait until it is gone. Whoever wrote through it has flushed before."""
+        self.qmp.close()
+        await self.child.kill()
+
+    def let_go(self) -> None:
+        """Stop watching; the process lives on."""
+        self.qmp.close()
+        self.child.abandon()
