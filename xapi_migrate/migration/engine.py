@@ -45,8 +45,8 @@ class Engine:
     # -- the client's calls -------------------------------------------------------------------
 
     async def receive(self, sr: str, options: dict[str, str], user: str = "") -> list[str]:
-        """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not name; NULL:
-        every disk must be named. HandleInvalid, SrNotAttached."""
+        """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not
+        name; NULL: every disk must be named. HandleInvalid, SrNotAttached."""
         if options:
             raise OperationNotAllowed(f"VM.receive has no option named {sorted(options)[0]!r}.")
         if sr != NULL:

@@ -92,14 +92,14 @@ class IPeer(Interface):
         """Try the other URIs; True when another one has become the current one."""
 
     def put_metadata(document: bytes) -> Awaitable[None]:
-        """Step 2.1. Repeating it with the same document changes nothing; with another one it tells the receiver the
-        VM's new power state."""
+        """Step 2.1. Repeating it with the same document changes nothing."""
 
     def get_disk(number: int) -> Awaitable[DiskOffer]:
         """Steps 2.2, 2.4. A repeat gives the same VDI, and a URL at the address now in use."""
 
     def put_memory(memory: IOutgoingMemory) -> Awaitable[None]:
-        """Step 4.1; fires when the receiver has answered 200: the domain is there, paused. Cancelling it breaks the stream."""
+        """Step 4.1; fires when the receiver has answered 200: the domain is there, paused. Cancelling it breaks
+        the stream."""
 
     def put_done() -> Awaitable[Answer]:
         """Step 5.1."""
@@ -109,8 +109,8 @@ class IPeer(Interface):
         none answers."""
 
     def delete(acknowledge: Outcome | None = None) -> Awaitable[Answer]:
-        """Give the migration up; the answer is what was decided. With `acknowledge`: the outcome is known here, the receiver may
-        forget the migration."""
+        """Give the migration up; the answer is what was decided. With `acknowledge`: the outcome is known here,
+        the receiver may forget the migration."""
 
     def close() -> None:
         """Let go of all connections."""
@@ -132,8 +132,8 @@ class IReceiving(Interface):
         """Step 2.1. ImportError_, VdiNotInMap, SrFull, NotEnoughMemory, IncompatibleHost, WrongMoment."""
 
     def get_disk(number: int, address: str) -> Awaitable[DiskOffer]:
-        """Steps 2.2 to 2.5; `address` is the local address on which the request arrived. WrongMoment before the metadata,
-        HandleInvalid (404) for a disk that the VM does not have."""
+        """Steps 2.2 to 2.5; `address` is the local address on which the request arrived. WrongMoment before the
+        metadata, HandleInvalid for a disk that the VM does not have."""
 
     def put_memory(memory: IIncomingMemory) -> Awaitable[None]:
         """Steps 4.1, 4.2; fires when the stream is in and the domain paused. WrongMoment if it is not due."""
@@ -145,9 +145,9 @@ class IReceiving(Interface):
         """What has been decided so far."""
 
     def delete(reason: str, acknowledge: Outcome | None = None) -> Awaitable[Answer]:
-        """Abort if nothing is decided. The answer is what holds; ABORTED only once it is durable and the VM's disks are shut
-        here. Only a DELETE that names the outcome (`acknowledge`) lets the receiver forget it: a repeated abort whose first
-        answer was lost must find the decision, not a 404 which decides nothing."""
+        """Abort if nothing is decided. The answer is what holds; ABORTED only once it is durable and the VM's
+        disks are shut here. Only a DELETE that names the outcome (`acknowledge`) lets the receiver forget it: a
+        repeated abort whose first answer was lost must find the decision, not a 404 which decides nothing."""
 
 
 class IOffers(Interface):

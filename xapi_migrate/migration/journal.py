@@ -23,8 +23,7 @@ from ..errors import MigrateError, catalogue
 
 class Mark(Enum):
     """What can be written. Sender: BEGUN, DONE (from here on in doubt), COMMITTED or ABORTED (the receiver's
-    word, or before DONE the sender's own rolling back). Receiver: BEGUN (the offer was taken up), COMMITTED or ABORTED (its own
-    decision)."""
+    word). Receiver: BEGUN (the offer was taken up), COMMITTED or ABORTED (its own decision)."""
 
     BEGUN = "begun"
     DONE = "done"

@@ -16,6 +16,7 @@ from .interfaces import DiskOffer, IPeer
 from .journal import IJournal, Mark, data_of
 from .story import Story
 
+DISK_FIELDS = ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
 OPTIONS = {"live", "keep_source", "leave_paused", "downtime"}
 
 

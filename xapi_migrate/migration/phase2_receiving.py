@@ -14,7 +14,6 @@ from .interfaces import DiskOffer
 from .journal import Mark
 
 HIDDEN = "HideFromXenCenter"
-TARGET_HEADROOM = 0
 
 
 async def prepare(migration: Incoming) -> None:
@@ -87,7 +86,8 @@ def _plan(migration: Incoming) -> Plan:
 
 
 def _destination(migration: Incoming, disk: metadata_import.IncomingDisk) -> tuple[str, bool]:
-    """An explicit map wins, then the same disk, then the offer's SR. The SR's ref, and whether the VDI is there already."""
+    """An explicit map wins, then the same disk, then the offer's SR. The SR's ref, and whether the VDI is there
+    already."""
     records = migration.host.records
     if disk.maps_to:
         return disk.maps_to, False

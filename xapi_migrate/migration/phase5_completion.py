@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from twisted.internet import task
 
 from ..errors import MigrateError, PeerSilent

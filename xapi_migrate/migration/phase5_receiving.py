@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from ..domains.interfaces import DomainState
 from ..errors import MigrateError
 from ..sm.interfaces import Purpose

@@ -1,0 +1,103 @@
+"""The journal: durable, readable after any cut, silent about nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xapi_migrate.migration.journal import FileJournals, JournalFailed, Mark, data_of, marked
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
+    journals = FileJournals(tmp_path / "journal")
+    journal = journals.begin("sender", "m-1")
+    await journal.record(Mark.BEGUN, vm="OpaqueRef:1", uris=["http://a/"])
+    await journal.record(Mark.DONE)
+    [again] = await journals.read()
+    assert (again.role, again.migration) == ("sender", "m-1")
+    assert [entry.mark for entry in again.entries] == [Mark.BEGUN, Mark.DONE]
+    assert data_of(again, Mark.BEGUN) == {"vm": "OpaqueRef:1", "uris": ["http://a/"]}
+    assert not marked(again, Mark.COMMITTED)
+    await again.record(Mark.ABORTED, reason="x")
+    [last] = await journals.read()
+    assert marked(last, Mark.ABORTED)
+    await last.remove()
+    assert await journals.read() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_this_user_can_read_it(tmp_path: Path) -> None:
+    journals = FileJournals(tmp_path / "journal")
+    await journals.begin("sender", "m-1").record(Mark.BEGUN)
+    [path] = (tmp_path / "journal").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(cut=st.integers(0, 200), garbage=st.binary(max_size=20))
+def test_any_cut_leaves_a_prefix_that_can_be_continued(tmp_path: Path, cut: int, garbage: bytes) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir(exist_ok=True)
+    lines = [b'{"mark":"begun","data":{"n":1}}\n', b'{"mark":"done","data":{}}\n', b'{"mark":"committed","data":{}}\n']
+    path = folder / "receiver-m.jsonl"
+    path.write_bytes(b"".join(lines)[:cut] + garbage.replace(b"\n", b""))
+    read = FileJournals(folder)._read()
+    whole = 0
+    while whole < 3 and cut >= sum(map(len, lines[: whole + 1])):
+        whole += 1
+    if whole == 0:
+        assert read == []
+        return
+    [journal] = read
+    assert [entry.mark for entry in journal.entries] == [Mark.BEGUN, Mark.DONE, Mark.COMMITTED][:whole]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_torn_line_is_overwritten_by_the_next_record(tmp_path: Path) -> None:
+    journals = FileJournals(tmp_path / "journal")
+    await journals.begin("receiver", "m").record(Mark.BEGUN, plan=1)
+    path = tmp_path / "journal" / "receiver-m.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"mark":"committed","da')
+    [journal] = await journals.read()
+    assert not marked(journal, Mark.COMMITTED)
+    await journal.record(Mark.ABORTED, reason="restart")
+    [again] = await journals.read()
+    assert [entry.mark for entry in again.entries] == [Mark.BEGUN, Mark.ABORTED]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_write_is_told_and_nothing_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journals = FileJournals(tmp_path / "journal")
+    journal = journals.begin("receiver", "m")
+    await journal.record(Mark.BEGUN)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JournalFailed, match="No space left"):
+        await journal.record(Mark.COMMITTED)
+    monkeypatch.undo()
+    with pytest.raises(JournalFailed):
+        await journal.record(Mark.ABORTED)
+    assert not marked(journal, Mark.ABORTED)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_record_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real(fd))[1])
+    journal = FileJournals(tmp_path / "journal").begin("receiver", "m")
+    await journal.record(Mark.BEGUN)
+    assert len(synced) == 2  # the file, and the folder that it is new in
+    await journal.record(Mark.COMMITTED)
+    assert len(synced) == 3
