@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xapi_migrate.errors import WrongMoment
-from xapi_migrate.migration.machine_state import state_of, transitions
+from xapi_migrate.migration.machine_state import as_markdown, state_of, transitions
 from xapi_migrate.migration.receiver import build_receiver
 from xapi_migrate.migration.sender import build_sender
 
@@ -121,3 +122,7 @@ def walk(build: Any, table: list[tuple[str, str, str]], names: list[str], state:
         assert feed(machine, name) is ((state, name) in expected)
         state = expected.get((state, name), state)
         assert state_of(machine) == state
+
+
+def test_the_documented_tables_are_those_of_the_code() -> None:
+    assert Path("docs/machines.md").read_text() == as_markdown(), "run: python -m xapi_migrate.migration.machine_state"

@@ -15,3 +15,22 @@ def transitions(build: Any) -> list[tuple[str, str, str]]:
     """(state, input, next state), sorted: what docs/protocol shows and the tests compare with it."""
     automaton = build.__automat_automaton__
     return sorted((str(start.name), str(name), str(end.name)) for start, name, end, _ in automaton.allTransitions())
+
+
+def as_markdown() -> str:
+    """docs/machines.md: both tables, written from the code."""
+    from .receiver import build_receiver
+    from .sender import build_sender
+
+    parts = [
+        "# The two machines\n\nWritten from the code by `python -m xapi_migrate.migration.machine_state`; "
+        "the tests compare. What the states mean is said in `xapi_migrate/migration/sender.py` and `receiver.py`.\n"
+    ]
+    for title, build in (("Sender", build_sender), ("Receiver", build_receiver)):
+        rows = [f"| {start} | {name} | {end} |" for start, name, end in transitions(build)]
+        parts.append(f"## {title}\n\n| state | input | next |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

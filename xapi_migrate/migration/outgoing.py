@@ -82,8 +82,8 @@ class Outgoing:
 
 
 def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
-    """The VM's disks in the order of GET disk/N, each with a new ref for its copy. SrNotAttached names the SR that is not
-    there."""
+    """The VM's disks in the order of GET disk/N, each with a new ref for its copy. SrNotAttached names the SR that
+    is not there."""
     disks: list[OutgoingDisk] = []
     for number, vbd in enumerate(host.toolstack.disks(vm)):
         vdi_ref = host.records.get("VBD", vbd)["VDI"]
@@ -123,13 +123,7 @@ def begun_entry(migration: Outgoing) -> dict[str, Any]:
         "power_state": migration.power_state,
         "domain": migration.domain,
         "options": migration.options,
-        "disks": [
-            {
-                name: getattr(disk, name)
-                for name in ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
-            }
-            for disk in migration.disks
-        ],
+        "disks": [{name: getattr(disk, name) for name in DISK_FIELDS} for disk in migration.disks],
     }
 
 
