@@ -1,0 +1,189 @@
+"""A sender's peer that reaches the receiver without a network, and a wire between them that can lose, repeat and
+delay every message."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any, TypeVar
+
+from twisted.internet import defer, task
+from zope.interface import implementer
+
+from ..errors import MigrateError, NoUriAnswered, PeerSilent, RemoteError
+from ..migration.interfaces import (
+    Answer,
+    DiskOffer,
+    IIncomingMemory,
+    IOffers,
+    IOutgoingMemory,
+    IPeer,
+    IReceiving,
+    Outcome,
+)
+from ..together import started
+
+T = TypeVar("T")
+
+
+class Fate(Enum):
+    """What becomes of one message and its answer."""
+
+    DELIVERED = "delivered"
+    REQUEST_LOST = "request lost"
+    ANSWER_LOST = "answer lost"
+    TWICE = "delivered twice"
+    LATE = "the request arrives after the sender has stopped waiting"
+
+
+class Wire:
+    """Decides each message's fate; `messages` is what has been sent, in order."""
+
+    def __init__(self, clock: Any) -> None:
+        self.clock = clock
+        self.messages: list[str] = []
+        self.fate: Callable[[int, str], Fate] = lambda number, message: Fate.DELIVERED
+        self.cut = False
+        self.patience = 5.0
+        self.lateness = 8.0
+
+    async def carry(self, message: str, deliver: Callable[[], Awaitable[T]]) -> T:
+        """Deliver a request and bring the answer; PeerSilent when either is lost."""
+        number = len(self.messages)
+        self.messages.append(message)
+        fate = Fate.REQUEST_LOST if self.cut else self.fate(number, message)
+        await task.deferLater(self.clock, 0.001)
+        if fate is Fate.LATE:
+            self.clock.callLater(self.lateness, lambda: started(deliver()).addErrback(lambda _: None))
+        if fate in (Fate.REQUEST_LOST, Fate.LATE):
+            await task.deferLater(self.clock, self.patience)
+            raise PeerSilent(message, "no answer")
+        try:
+            if fate is Fate.TWICE:
+                first = started(deliver())
+                first.addErrback(lambda _: None)
+            answer = await deliver()
+        except MigrateError as refusal:
+            if fate is Fate.ANSWER_LOST or self.cut:
+                await task.deferLater(self.clock, self.patience)
+                raise PeerSilent(message, "no answer") from None
+            raise RemoteError(refusal.failure(), str(refusal)) from refusal
+        if fate is Fate.ANSWER_LOST or self.cut:
+            await task.deferLater(self.clock, self.patience)
+            raise PeerSilent(message, "no answer")
+        await task.deferLater(self.clock, 0.001)
+        return answer
+
+
+@implementer(IIncomingMemory)
+class _Incoming:
+    def __init__(self, fd: int, taken: Callable[[], None]) -> None:
+        self._fd = fd
+        self._taken = taken
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def taken(self) -> None:
+        self._taken()
+
+
+class NotFound(MigrateError):
+    """There is no such migration."""
+
+    status = 404
+
+
+@implementer(IPeer)
+class DirectPeer:
+    """`offers` says which engine answers now (None: the host is down); `capability` opens the migration there."""
+
+    def __init__(
+        self, wire: Wire, offers: Callable[[], IOffers | None], capability: str, name: str = "receiver"
+    ) -> None:
+        self.destination = name
+        self._wire = wire
+        self._offers = offers
+        self._capability = capability
+
+    async def connect(self) -> None:
+        try:
+            await self.head()
+        except MigrateError as failure:
+            raise NoUriAnswered(str(failure)) from failure
+
+    async def head(self) -> None:
+        async def deliver() -> None:
+            self._find("HEAD").touch()
+
+        await self._wire.carry("HEAD", deliver)
+
+    async def fail_over(self) -> bool:
+        return False
+
+    async def put_metadata(self, document: bytes) -> None:
+        await self._wire.carry("PUT metadata", lambda: self._find("PUT metadata").put_metadata(document))
+
+    async def get_disk(self, number: int) -> DiskOffer:
+        name = f"GET disk/{number}"
+        return await self._wire.carry(name, lambda: self._find(name).get_disk(number, "127.0.0.1"))
+
+    async def put_memory(self, memory: IOutgoingMemory) -> None:
+        """The stream itself goes through a socketpair of the operating system, which needs no reactor."""
+        here, there = socket.socketpair()
+        taken: defer.Deferred[None] = defer.Deferred()
+
+        async def deliver() -> None:
+            receiving = self._find("PUT memory")
+            accepted = started(receiving.put_memory(_Incoming(there.fileno(), lambda: taken.callback(None))))
+            accepted.addErrback(lambda failure: failure if taken.called else (taken.errback(failure), failure)[1])
+            taken.addErrback(lambda _: None)
+            await defer.DeferredList(
+                [taken, accepted], fireOnOneCallback=True, fireOnOneErrback=True, consumeErrors=True
+            )
+            if taken.called and not accepted.called:
+                await memory.begin(here.fileno())
+                here.close()
+            await accepted
+
+        try:
+            await self._wire.carry("PUT memory", deliver)
+        finally:
+            here.close()
+            there.close()
+
+    async def put_done(self) -> Answer:
+        return await self._answer("PUT control", lambda receiving: receiving.put_done())
+
+    async def get_control(self) -> Answer:
+        async def control(receiving: IReceiving) -> Answer:
+            return receiving.control()
+
+        return await self._answer("GET control", control)
+
+    async def delete(self, acknowledge: Outcome | None = None) -> Answer:
+        return await self._answer("DELETE", lambda receiving: receiving.delete("the sender gave it up", acknowledge))
+
+    def close(self) -> None:
+        pass
+
+    async def _answer(self, message: str, ask: Callable[[IReceiving], Awaitable[Answer]]) -> Answer:
+        async def deliver() -> Answer:
+            try:
+                receiving = self._find(message)
+            except NotFound:
+                return Answer(Outcome.UNKNOWN)
+            return await ask(receiving)
+
+        return await self._wire.carry(message, deliver)
+
+    def _find(self, message: str) -> IReceiving:
+        offers = self._offers()
+        if offers is None:
+            raise PeerSilent(message, "connection refused")
+        receiving = offers.find(self._capability)
+        if receiving is None:
+            raise NotFound()
+        receiving.touch()
+        return receiving
