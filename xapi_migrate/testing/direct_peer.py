@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any, TypeVar
 
-from twisted.internet import defer, task
+from twisted.internet import task
 from zope.interface import implementer
 
 from ..errors import MigrateError, NoUriAnswered, PeerSilent, RemoteError
@@ -22,7 +22,8 @@ from ..migration.interfaces import (
     IReceiving,
     Outcome,
 )
-from ..together import started
+from ..moment import Moment
+from ..together import started, unless
 
 T = TypeVar("T")
 
@@ -132,19 +133,14 @@ class DirectPeer:
     async def put_memory(self, memory: IOutgoingMemory) -> None:
         """The stream itself goes through a socketpair of the operating system, which needs no reactor."""
         here, there = socket.socketpair()
-        taken: defer.Deferred[None] = defer.Deferred()
+        taken: Moment[None] = Moment()
 
         async def deliver() -> None:
             receiving = self._find("PUT memory")
-            accepted = started(receiving.put_memory(_Incoming(there.fileno(), lambda: taken.callback(None))))
-            accepted.addErrback(lambda failure: failure if taken.called else (taken.errback(failure), failure)[1])
-            taken.addErrback(lambda _: None)
-            await defer.DeferredList(
-                [taken, accepted], fireOnOneCallback=True, fireOnOneErrback=True, consumeErrors=True
-            )
-            if taken.called and not accepted.called:
-                await memory.begin(here.fileno())
-                here.close()
+            incoming = _Incoming(there.fileno(), lambda: taken.happen(None))
+            accepted = started(receiving.put_memory(incoming))
+            await unless(taken.wait(), accepted)
+            await memory.begin(here.fileno())
             await accepted
 
         try:
