@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, SrFull, VdiNotInMap
+from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, OperationNotAllowed, SrFull, VdiNotInMap
 from ..sm.interfaces import ISR
 from ..steps import Step
 from ..store.interfaces import NULL
@@ -33,6 +33,11 @@ async def prepare(migration: Incoming) -> None:
 def _check_host(migration: Incoming) -> None:
     vm, host = migration.vm, migration.host
     assert vm is not None
+    if "https" in host.config.schemes and vm.disks and not host.config.insecure_storage:
+        raise OperationNotAllowed(
+            "This host offers https, but disks travel over iSCSI, which is not encrypted: set insecure_storage in the "
+            "receiver's configuration if the storage network is trusted."
+        )
     for ref in host.records.find("VM", uuid=vm.uuid):
         raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already ({ref})")
     for ref in host.records.refs("VM"):
