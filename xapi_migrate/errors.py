@@ -443,3 +443,37 @@ class HeartbeatLost(MigrateError):
 
     def failure(self) -> list[str]:
         return [self.code, str(self)]
+
+
+# -- events -----------------------------------------------------------------------------------
+
+
+@catalogue
+class EventsLost(MigrateError):
+    """Events since that token have been forgotten: fetch everything again."""
+
+    code = "EVENTS_LOST"
+    status = 410
+
+    def failure(self) -> list[str]:
+        return [self.code]
+
+
+@catalogue
+class EventTokenInvalid(MigrateError):
+    """{token} is not a token that event.from gave."""
+
+    code = "EVENT_FROM_TOKEN_PARSE_FAILURE"
+    parameters = ("token",)
+    status = 400
+    token: str
+
+
+@catalogue
+class EventSubscriptionInvalid(MigrateError):
+    """{subscription} does not name a class of objects."""
+
+    code = "EVENT_SUBSCRIPTION_PARSE_FAILURE"
+    parameters = ("subscription",)
+    status = 400
+    subscription: str
