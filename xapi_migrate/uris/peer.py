@@ -1,0 +1,182 @@
+"""The receiver as the sender sees it, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ..config import MigrationTimes
+from ..errors import NoUriAnswered, PeerSilent
+from ..migration.interfaces import Answer, DiskOffer, IOutgoingMemory, IPeer, Outcome
+from . import wire
+from .offer import parse
+from .peer_connection import NONE, PeerConnection, Response, Unanswered, refusal
+from .peer_memory import MemorySender
+
+
+@implementer(IPeer)
+class HttpPeer:
+    """One offer: its URIs, one of which is the current one. UriInvalid if one of them is none."""
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: Any, uris: Sequence[str], times: MigrationTimes, migration: str, trust_root: Any = None
+    ) -> None:
+        """`migration` its id, for the log. `trust_root`: an ITrustRoot in the place of the system's CAs, for https URIs
+        without a fingerprint."""
+        self._reactor = reactor
+        self._times = times
+        self._migration = migration
+        self._trust_root = trust_root
+        self._connections = [PeerConnection(reactor, parse(uri), times.connect, trust_root) for uri in uris]
+        self._current = 0
+        if not self._connections:
+            raise NoUriAnswered("The list of URIs is empty.")
+
+    @property
+    def destination(self) -> str:
+        return self._connections[self._current].uri.netloc
+
+    # -- connection ----------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Step 1.5."""
+        reports: list[str] = []
+        for number in range(len(self._connections)):
+            if await self._try(number, reports):
+                return
+        raise NoUriAnswered(" ".join(reports))
+
+    async def head(self) -> None:
+        response = await self._request("HEAD", "", self._times.request)
+        if response.status != 200:
+            raise refusal(self._named("HEAD", ""), response)
+
+    async def fail_over(self) -> bool:
+        """The others are tried in the order of the list, beginning behind the current one."""
+        count = len(self._connections)
+        reports: list[str] = []
+        for step in range(1, count):
+            if await self._try((self._current + step) % count, reports):
+                return True
+        return False
+
+    async def _try(self, number: int, reports: list[str]) -> bool:
+        connection = self._connections[number]
+        try:
+            status = (await connection.request("HEAD", "", self._times.connect)).status
+        except Unanswered as why:
+            report = str(why)
+        else:
+            if status == 200:
+                self._current = number
+                self.log.info(
+                    "migration {migration}: {destination} answers",
+                    migration=self._migration,
+                    destination=connection.uri.destination,
+                )
+                return True
+            report = f"it answered {status}"
+        reports.append(f"{connection.uri.destination}: {report}.")
+        self.log.warn(
+            "migration {migration}: {destination}: {report}",
+            migration=self._migration,
+            destination=connection.uri.destination,
+            report=report,
+        )
+        return False
+
+    # -- preparation ---------------------------------------------------------------------------
+
+    async def put_metadata(self, document: bytes) -> None:
+        """Step 2.1."""
+        response = await self._request("PUT", "/metadata", self._times.request, document)
+        if response.status != 200:
+            raise refusal(self._named("PUT", "/metadata"), response)
+
+    async def get_disk(self, number: int) -> DiskOffer:
+        """Steps 2.2, 2.4."""
+        below = f"/disk/{number}"
+        response = await self._request("GET", below, self._times.request)
+        if response.status != 200:
+            raise refusal(self._named("GET", below), response)
+        try:
+            offer = wire.read_disk(response.body)
+        except wire.Malformed as why:
+            raise PeerSilent(self._named("GET", below), f"its answer is not a disk ({why})") from None
+        if offer.number != number:
+            raise PeerSilent(self._named("GET", below), "it answered for another disk")
+        return offer
+
+    # -- memory --------------------------------------------------------------------------------
+
+    async def put_memory(self, memory: IOutgoingMemory) -> None:
+        """Step 4.1."""
+        uri = self._connections[self._current].uri
+        await MemorySender(self._reactor, uri, self._times, memory, self._trust_root).send()
+
+    # -- completion ----------------------------------------------------------------------------
+
+    async def put_done(self) -> Answer:
+        """Step 5.1. As the receiver activates disks before it answers, it has as long as a heartbeat may be lost."""
+        response = await self._request("PUT", "/control", self._times.heartbeat_lost, b"done")
+        return self._answer("PUT", "/control", response)
+
+    async def get_control(self) -> Answer:
+        count = len(self._connections)
+        unknown: Answer | None = None
+        silent: list[str] = []
+        for step in range(count):
+            number = (self._current + step) % count
+            connection = self._connections[number]
+            try:
+                response = await connection.request("GET", "/control", self._times.connect)
+                answer = self._answer("GET", "/control", response)
+            except Unanswered as why:
+                silent.append(f"{connection.uri.destination}: {why}.")
+            except PeerSilent as why:
+                silent.append(f"{connection.uri.destination}: {why.reason}")
+            else:
+                if answer.outcome is not Outcome.UNKNOWN:
+                    return answer
+                unknown = answer
+        if unknown is None:
+            raise PeerSilent("GET control", " ".join(silent))
+        return unknown
+
+    async def delete(self, acknowledge: Outcome | None = None) -> Answer:
+        headers = {} if acknowledge is None else {"Acknowledge": acknowledge.value}
+        response = await self._request("DELETE", "", self._times.request, headers=headers)
+        return self._answer("DELETE", "", response)
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    # ------------------------------------------------------------------------------------------
+
+    def _named(self, method: str, below: str) -> str:
+        return f"{method} {below[1:] or 'of its URI'} ({self.destination})"
+
+    async def _request(
+        self, method: str, below: str, seconds: float, body: bytes | None = None, headers: Mapping[str, str] = NONE
+    ) -> Response:
+        try:
+            return await self._connections[self._current].request(method, below, seconds, body, headers)
+        except Unanswered as why:
+            raise PeerSilent(self._named(method, below), str(why)) from None
+
+    def _answer(self, method: str, below: str, response: Response) -> Answer:
+        """A decision. What is none decides nothing, so it counts as silence."""
+        if response.status == 404:
+            return Answer(Outcome.UNKNOWN)
+        if response.status not in (200, 410):
+            raise PeerSilent(self._named(method, below), str(refusal(self._named(method, below), response)))
+        try:
+            return wire.read_answer(response.body)
+        except wire.Malformed as why:
+            raise PeerSilent(self._named(method, below), f"its answer is no decision ({why})") from None

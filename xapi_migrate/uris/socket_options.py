@@ -1,0 +1,61 @@
+"""Options of the sockets that memory streams go over."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+SILENCE = 10
+"""Seconds without an acknowledgement after which the kernel breaks a memory stream's connection."""
+
+PAIR_BUFFER = 1 << 20
+"""Bytes that a local pair holds, each way."""
+
+_BYTES_RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received in struct tcp_info of linux/tcp.h
+
+
+def tcp_socket(transport: Any) -> socket.socket | None:
+    """The socket under a Twisted transport, under its TLS if there is any; None if there is none."""
+    while not isinstance(handle := transport.getHandle(), socket.socket):
+        transport = getattr(transport, "transport", None)
+        if transport is None or not hasattr(transport, "getHandle"):
+            return None
+    return handle
+
+
+def expect_life(sock: socket.socket | None) -> None:
+    """Let the kernel break the connection when the other host has been silent for SILENCE seconds, whether bytes are
+    on their way (user time-out) or not (keepalive). Nothing happens for what is no TCP socket."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENCE // 2)
+
+
+def bytes_received(sock: socket.socket) -> int:
+    """All bytes that the kernel has received on a TCP connection, whoever reads them."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else 0
+
+
+def break_off(sock: socket.socket | None) -> None:
+    """End the connection for everyone who holds a duplicate of the socket, the hypervisor too."""
+    if sock is None:
+        return
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended already
+
+
+def local_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets, for a hypervisor whose stream the daemon carries. Both are blocking."""
+    pair = socket.socketpair()
+    for one in pair:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PAIR_BUFFER)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PAIR_BUFFER)
+    return pair

@@ -1,0 +1,33 @@
+"""The base URI itself: HEAD (1.5 and the heartbeat), GET (for people and scripts), DELETE."""
+
+from __future__ import annotations
+
+from ..migration.interfaces import Outcome
+from . import wire
+from .reply import JSON, Reply, refused
+from .verb import Call
+
+ACKNOWLEDGED = {one.value: one for one in (Outcome.COMMITTED, Outcome.ABORTED)}
+GIVEN_UP = "the sending host gave the migration up"
+
+
+async def head(call: Call) -> Reply:
+    """Alive. Any number of times; says nothing about what was decided."""
+    return Reply(200)
+
+
+async def get(call: Call) -> Reply:
+    """Protocol version, state, last step and progress, as JSON."""
+    return Reply(200, wire.encode(call.receiving.status()), JSON)
+
+
+async def delete(call: Call) -> Reply:
+    """Abort if nothing is decided yet; always 200 and what holds, and a repeat gets the same. With the header
+    `Acknowledge: committed` (or aborted) the receiver may forget the migration, and a repeat gets 404."""
+    acknowledge: Outcome | None = None
+    if call.acknowledge:
+        try:
+            acknowledge = ACKNOWLEDGED[call.acknowledge]
+        except KeyError:
+            return refused(400, "Acknowledge names the outcome: committed or aborted.")
+    return Reply(200, wire.answer_body(await call.receiving.delete(GIVEN_UP, acknowledge)), JSON)
