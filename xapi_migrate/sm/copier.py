@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer, task, threads
+from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.child import find
@@ -60,7 +61,7 @@ class Copier:
             await daemon.execute(
                 "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": True}
             )
-        except (QMPError, OSError, TimeoutError, defer.TimeoutError, ConnectionError) as failure:
+        except (QMPError, OSError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost) as failure:
             await self.kill()
             timed_out = isinstance(failure, (TimeoutError, defer.TimeoutError))
             reason = f"no answer within {self._timeouts.attach:g} s" if timed_out else str(failure)
@@ -124,8 +125,8 @@ class Copier:
             await child.kill()
         for name in (NBD, "qmp.sock", "process.json", "stdout", "stderr"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("refuser", "serial", "id"):
-            await threads.deferToThread(shutil.rmtree, self.folder / name, ignore_errors=True)
+        if (self.folder / "refuser").exists():
+            await threads.deferToThread(shutil.rmtree, self.folder / "refuser", ignore_errors=True)
 
     def let_go(self) -> None:
         """Stop watching; the processes live on."""

@@ -160,11 +160,12 @@ class Copy:
         self._following.addErrback(self._loop_failed)
 
     async def _loop(self) -> None:
-        assert self._mirror is not None
+        mirror = self._mirror
+        assert mirror is not None
         moved, replaced, last = self._reactor.seconds(), 0, (-1, -1)
         while True:
             try:
-                now = await self._mirror.progress()
+                now = await mirror.progress()
             except _TROUBLE as failure:
                 assert self._datapath is not None
                 if self._datapath.daemon.alive and not isinstance(failure, (ConnectionDone, ConnectionLost)):
@@ -190,7 +191,7 @@ class Copy:
                     replaced += 1
                     await self._try_replacing(dead)
                 moved = self._reactor.seconds()
-            await self._mirror.changed(self._timeouts.poll)
+            await mirror.changed(self._timeouts.poll)
 
     async def _try_replacing(self, dead: bool) -> None:
         self.log.info(
@@ -230,37 +231,44 @@ class Copy:
         be asked, but it ends by itself once its writes are refused."""
         await self.copier.kill()
         attempts = 0
-        while not self.over and self._mirror is not None:
-            self._mirror.abort()
+        while (mirror := self._mirror) is not None:
+            mirror.abort()
             attempts += 1
-            if attempts == 2 and self._datapath is not None:
+            if attempts > 1:
                 await self.copier.kill()
-                try:
-                    await self.copier.refuse(self._datapath.of.virtual_size)
-                except _TROUBLE:
-                    self.log.failure("refusing the writes of copy {ref}", ref=self.of.ref)
-            await self._mirror.changed(0.3)
+                await self._refuse_writes()
+            await mirror.changed(0.3)
+
+    async def _refuse_writes(self) -> None:
+        async with _held(self._swapping):
+            if self._mirror is None or self._datapath is None:
+                return
+            try:
+                await self.copier.refuse(self._datapath.of.virtual_size)
+            except _TROUBLE:
+                self.log.failure("refusing the writes of copy {ref}", ref=self.of.ref)
 
     async def _conclude(self, error: str) -> None:
         """Let go of everything; the state is final afterwards."""
-        mirror, datapath = self._mirror, self._datapath
-        if datapath is not None and datapath.daemon.alive and mirror is not None:
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None and self._datapath is not None and self._datapath.daemon.alive:
             try:
                 await mirror.dismiss()
             except _TROUBLE as failure:
                 error = error or str(failure)
         elif mirror is not None:
             mirror.forget()
-        await self.copier.end()
-        state = CopyState.FAILED if error else CopyState.FINISHED
-        total = self.status.total
-        self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)
-        self._mirror = self._url = None
-        self.save()
+        async with _held(self._swapping):
+            await self.copier.end()
         try:
             await self._release()
         except MigrateError as failure:
-            self.log.info("copy {ref}: {reason}", ref=self.of.ref, reason=str(failure))
+            error = error or str(failure)
+        state = CopyState.FAILED if error else CopyState.FINISHED
+        total = self.status.total
+        self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)
+        self._url = None
+        self.save()
         ended, self._ended = self._ended, []
         for one in ended:
             one.callback(None)

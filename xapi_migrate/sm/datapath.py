@@ -140,8 +140,8 @@ class Datapath:
         if needs_view:
             await self._gate.open_image()
             await self._show_view()
-        else:
-            await self._hide_view()
+        elif TARGET in self.users:
+            await self.daemon.drop_export(TARGET)
         if position is Position.SHUT and not needs_view:
             await self._gate.close_image()
 
@@ -159,9 +159,6 @@ class Datapath:
                 "writable": not self.of.read_only,
             },
         )
-
-    async def _hide_view(self) -> None:
-        await self.daemon.drop_export(TARGET)
 
     @asynccontextmanager
     async def _order(self, what: str) -> AsyncIterator[None]:

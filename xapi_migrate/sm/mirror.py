@@ -68,6 +68,7 @@ class Mirror:
                 "sync": "full",
                 "auto-dismiss": False,
                 "on-target-error": "report",
+                "speed": self._timeouts.copy_speed,
             }
             await self._daemon.execute("blockdev-mirror", arguments)
         except BaseException:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
+from twisted.internet import threads
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.child import spawn
@@ -57,8 +59,12 @@ class Identity:
 
 async def read_identity(reactor: Any, folder: Path, vdi: str, url: TargetUrl, timeouts: SMTimeouts) -> Identity:
     """Ask the LUN in a child process that works in `folder`. CopyFailed when it cannot be asked."""
-    serial = _SERIAL.search(await _inquire(reactor, folder / "serial", vdi, url, 0x80, timeouts))
-    designators = _DESIGNATOR.findall(await _inquire(reactor, folder / "id", vdi, url, 0x83, timeouts))
+    folder /= "identity"
+    try:
+        serial = _SERIAL.search(await _inquire(reactor, folder / "serial", vdi, url, 0x80, timeouts))
+        designators = _DESIGNATOR.findall(await _inquire(reactor, folder / "ids", vdi, url, 0x83, timeouts))
+    finally:
+        await threads.deferToThread(shutil.rmtree, folder, ignore_errors=True)
     return Identity(serial[1].strip() if serial else "", tuple(text.strip() for text in designators))
 
 

@@ -76,15 +76,20 @@ class StorageDaemon:
     async def add_node(self, **options: Any) -> None:
         """blockdev-add, repeatable; underscores in names become dashes."""
         arguments = {key.replace("_", "-"): value for key, value in options.items()}
-        if arguments["node-name"] not in await self.nodes():
+        try:
             await self.execute("blockdev-add", arguments)
+        except QMPError:
+            if arguments["node-name"] not in await self.nodes():
+                raise
 
     async def drop_nodes(self, *names: str) -> None:
         """blockdev-del of those that exist, in this order."""
-        present = await self.nodes()
         for name in names:
-            if name in present:
+            try:
                 await self.execute("blockdev-del", {"node-name": name})
+            except QMPError:
+                if name in await self.nodes():
+                    raise
 
     async def virtual_size(self, node: str) -> int:
         """Bytes."""

@@ -38,3 +38,5 @@ class SMTimeouts:
     nop_interval: int = 3
     # See nop_interval.
     nop_count: int = 3
+    # Bytes per second that one copy may read in its bulk pass, 0: as fast as it goes.
+    copy_speed: int = 0

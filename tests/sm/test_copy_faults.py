@@ -1,0 +1,204 @@
+"""VDI.copy when something dies or stands still. The guest must never notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import attrs
+import pytest
+import pytest_twisted
+from twisted.internet import reactor, task
+
+from tests.sm.two_hosts import (
+    MIB,
+    QUICK,
+    begin_copy,
+    compare,
+    guest_on,
+    image,
+    make_disk,
+    two_hosts,
+    until,
+)  # fmt: skip
+from xapi_migrate.errors import HandleInvalid
+from xapi_migrate.sm.interfaces import CopyState, SameDiskProof
+
+pytestmark = pytest.mark.system
+SIZE = 128 * MIB
+SLOW = attrs.evolve(QUICK, copy_speed=24 * MIB)
+
+
+@pytest_twisted.ensureDeferred
+async def test_killed_copier_is_replaced_and_the_same_job_goes_on(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=64 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            guest.pause = 0.05
+            guest.start()
+            fresh, _ = await begin_copy(ours, theirs, vdi, SIZE)
+            await task.deferLater(reactor, 0.6)
+            copier = ours.services.copies.get("copy-1").copier
+            before, first = (await ours.sr.copy_state("copy-1")).copied, copier.pid
+            assert 0 < before < 64 * MIB
+            os.kill(first, signal.SIGKILL)
+            await task.deferLater(reactor, 0.6)
+            assert (await ours.sr.copy_state("copy-1")).copied >= before
+            await until(ours, "copy-1", CopyState.READY)
+            assert copier.pid != first
+            await guest.stop()
+            await ours.sr.vdi_deactivate(vdi)
+            assert (await ours.sr.copy_state("copy-1")).state is CopyState.FINISHED
+            assert guest.failed == 0
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
+        assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_silent_target_fails_the_copy_and_not_the_guest(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=64 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            guest.start()
+            await begin_copy(ours, theirs, vdi, SIZE)
+            await task.deferLater(reactor, 0.5)
+            os.kill(theirs.services.iscsi.pid, signal.SIGSTOP)
+            status = await until(ours, "copy-1", CopyState.FAILED)
+            assert "new copiers did not help" in status.error
+            assert ours.services.alive().copiers == ()
+            before = guest.written
+            await task.deferLater(reactor, 0.3)
+            assert guest.written > before and guest.failed == 0
+            assert guest.slowest < 1.0
+            await guest.stop()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_deactivate_with_a_silent_target_returns_within_the_guard(tmp_path: Path, busy: bool) -> None:
+    async with two_hosts(tmp_path) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=16 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            await begin_copy(ours, theirs, vdi, SIZE)
+            await until(ours, "copy-1", CopyState.READY)
+            os.kill(theirs.services.iscsi.pid, signal.SIGSTOP)
+            if busy:  # the mirror has writes in flight that nobody answers: draining must not wait for them for ever
+                for number in range(64):
+                    await guest.client.write(number * MIB, b"x" * MIB)
+                await task.deferLater(reactor, 0.3)
+            began = reactor.seconds()
+            await ours.sr.vdi_deactivate(vdi)
+            assert reactor.seconds() - began < 2 * QUICK.guard + 2.5
+            status = await ours.sr.copy_state("copy-1")
+            if busy:
+                assert status.state is CopyState.FAILED
+                assert "did not answer" in status.error or "did not confirm" in status.error
+            else:  # everything had been written and flushed before the target fell silent
+                assert status.state is CopyState.FINISHED
+            await ours.sr.vdi_activate(vdi)  # rollback
+            await guest.client.write(0, b"y" * 512)
+            assert await guest.client.read(0, 512) == b"y" * 512
+
+
+@pytest_twisted.ensureDeferred
+async def test_killed_target_fails_the_copy(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=64 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            guest.start()
+            fresh, _ = await begin_copy(ours, theirs, vdi, SIZE)
+            await task.deferLater(reactor, 0.3)
+            os.kill(theirs.services.iscsi.pid, signal.SIGKILL)
+            status = await until(ours, "copy-1", CopyState.FAILED)
+            assert status.error and guest.failed == 0
+            await guest.stop()
+            await theirs.sr.vdi_close_url(fresh, "migration-1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_wrong_password_fails_at_once(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE)
+        fresh, url = await begin_copy(ours, theirs, vdi, SIZE, "right")
+        await until(ours, "right", CopyState.READY)
+        await ours.sr.copy_cancel("right")
+        wrong = attrs.evolve(url, password="w" * 43)
+        await ours.sr.vdi_copy(vdi, wrong, "wrong", None)
+        status = await ours.sr.copy_state("wrong")
+        assert status.state is CopyState.FAILED
+        assert "w" * 43 not in status.error and url.password not in status.error
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancel_at_any_moment_leaves_the_guest_alone(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=32 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            guest.start()
+            fresh, url = await begin_copy(ours, theirs, vdi, SIZE, "one")
+            for number, wait in enumerate((0.0, 0.05, 0.4, 3.0)):
+                ref = f"copy-{number}"
+                await ours.sr.copy_cancel("one" if not number else f"copy-{number - 1}")
+                await ours.sr.vdi_copy(vdi, url, ref, None)
+                await task.deferLater(reactor, wait)
+            await ours.sr.copy_cancel(ref)
+            await ours.sr.copy_cancel(ref)
+            with pytest.raises(HandleInvalid):
+                await ours.sr.copy_state(ref)
+            assert guest.failed == 0 and guest.slowest < 1.0
+            await guest.stop()
+            assert await ours.services.datapaths.get(vdi).daemon.job("copy") is None
+            assert (await ours.sr.vdi_deactivate(vdi)) is None
+        assert list((tmp_path / "T/state/copiers").iterdir()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_deactivating_before_ready_fails_the_copy(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=64 * MIB)
+        async with guest_on(ours, vdi):
+            await begin_copy(ours, theirs, vdi, SIZE)
+            await ours.sr.vdi_deactivate(vdi)
+            status = await ours.sr.copy_state("copy-1")
+            assert status.state is CopyState.FAILED and "before all of it" in status.error
+
+
+@pytest_twisted.ensureDeferred
+async def test_same_disk_needs_the_proof(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as (ours, _):
+        vdi = await make_disk(ours, SIZE)
+        url = await ours.sr.vdi_dummy_url(vdi, SIZE, "migration-2", "127.0.0.1")
+        proof = await ours.sr.same_disk_proof("migration-2")
+        await ours.sr.vdi_copy(vdi, url, "same", proof)
+        status = await ours.sr.copy_state("same")
+        assert status.state is CopyState.FINISHED and status.same_disk
+        assert ours.services.alive().datapaths == ()  # the image was opened by neither
+        for ref, given, force in (
+            ("none", None, False),
+            ("clone", SameDiskProof(proof.name, "0" * 32), False),
+            ("absent", SameDiskProof("0" * 8, proof.value), False),
+            ("forced", proof, True),
+        ):
+            await ours.sr.vdi_copy(vdi, url, ref, given, force)
+            status = await ours.sr.copy_state(ref)
+            assert status.state is CopyState.FAILED and not status.same_disk and status.error
+        await ours.sr.forget_proof("migration-2")
+        await ours.sr.vdi_copy(vdi, url, "late", proof)
+        assert (await ours.sr.copy_state("late")).state is CopyState.FAILED
+        await ours.sr.vdi_close_url(vdi, "migration-2")
+
+
+@pytest_twisted.ensureDeferred
+async def test_halted_vm_is_copied_without_a_domain(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, "qcow2", "raw") as (ours, theirs):
+        vdi = await make_disk(ours, 512 * MIB, filled=32 * MIB)
+        fresh, _ = await begin_copy(ours, theirs, vdi, 512 * MIB)
+        await until(ours, "copy-1", CopyState.READY)
+        await ours.sr.copy_finish("copy-1")
+        assert (await ours.sr.copy_state("copy-1")).state is CopyState.FINISHED
+        assert ours.services.alive().nothing
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
+        assert theirs.services.alive().nothing
+        assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
+        assert image(theirs, fresh).stat().st_blocks * 512 < 40 * MIB  # a hole stays a hole
