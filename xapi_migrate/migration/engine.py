@@ -47,8 +47,7 @@ class Engine:
     async def receive(self, sr: str, options: dict[str, str], user: str = "") -> list[str]:
         """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not
         name; NULL: every disk must be named. HandleInvalid, SrNotAttached."""
-        if options:
-            raise OperationNotAllowed(f"VM.receive has no option named {sorted(options)[0]!r}.")
+        check_options(options, self._host.config.test_options)
         if sr != NULL:
             self._host.toolstack.sr(sr)
         capability = Capability.new()
@@ -208,3 +207,7 @@ class Engine:
         for sending in list(self._outgoing.values()):
             if sending.migration.domain == domain:
                 sending.failed(DomainError(domain, self._host.name, "be sent", f"it is {state.value}"))
+        for receiving in list(self._incoming.values()):
+            plan = receiving.migration.plan
+            if plan is not None and plan.domain == domain:
+                receiving.domain_ended(DomainError(domain, self._host.name, "be received", f"it is {state.value}"))

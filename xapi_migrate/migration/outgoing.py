@@ -109,7 +109,7 @@ def check_options(options: dict[str, str], test_options: bool) -> None:
     """Refuse what is not known, so that a mistyped option is not silently without effect."""
     for name in options:
         if name not in OPTIONS or (name in ("keep_source", "leave_paused") and not test_options):
-            raise OperationNotAllowed(f"VM.migrate has no option named {name!r}.")
+            raise OperationNotAllowed(f"There is no option named {name!r} for a migration.")
 
 
 def begun_entry(migration: Outgoing) -> dict[str, Any]:

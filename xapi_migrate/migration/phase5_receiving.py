@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..domains.interfaces import DomainState
-from ..errors import MigrateError
+from ..errors import DomainError, MigrateError
 from ..sm.interfaces import Purpose
 from ..steps import Step
 from ..together import together
@@ -17,6 +17,16 @@ async def activate(migration: Incoming) -> None:
     assert migration.plan is not None
     # The hidden VM's records must be found again by whoever completes this after a crash.
     await together(migration.host.records.flush(), *(_activate(migration, disk) for disk in migration.plan.disks))
+    await check_domain(migration)
+
+
+async def check_domain(migration: Incoming) -> None:
+    """The last look before COMMIT: a domain that died after its memory came must not be committed to. DomainError."""
+    plan, host = migration.plan, migration.host
+    if plan is not None and plan.has_memory:
+        state = await host.domains.state(plan.domain)
+        if state is not DomainState.PAUSED:
+            raise DomainError(plan.domain, host.name, "be taken over", f"it is {state.value}")
 
 
 async def _activate(migration: Incoming, disk: IncomingDisk) -> None:

@@ -86,6 +86,11 @@ class Receiving:
         task = self.migration.task
         self._machine.abort(TaskCancelled(task.ref if task else ""))
 
+    def domain_ended(self, reason: Exception) -> None:
+        """The domain ended by itself. Before COMMIT that is the end of the migration; afterwards it is the VM's affair."""
+        if self.state in ("ReceivingMemory", "AwaitingDone", "Activating"):
+            self._machine.failed(reason)
+
     def let_go(self) -> None:
         """The daemon stops: the next one takes it up from the journal."""
         self._listening.stop()
