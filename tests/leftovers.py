@@ -7,6 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+from xapi_migrate.lab.remains import mounts
+
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
@@ -29,17 +31,6 @@ def processes(folder: Path) -> dict[int, str]:
         if _below(cwd, place) or any(f"{place}/" in f"{word}/" for word in argv):
             found[int(entry.name)] = " ".join(argv)[:200]
     return found
-
-
-def mounts(folder: Path) -> list[str]:
-    """Mount points at or below the folder, deepest first."""
-    place = str(folder.resolve())
-    points = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = line.split()[4].encode().decode("unicode_escape")
-        if _below(point, place):
-            points.append(point)
-    return sorted(points, key=len, reverse=True)
 
 
 def end_leftovers(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Options(UsageOptions):
     """What may be said on the command line; each option also has a name in the file of --config."""
 
-    synopsis = "[options]"
+    synopsis: str
     longdesc = "Moves virtual machines between hosts, with their disks, while they run; speaks XenAPI."
 
     optParameters = [

@@ -25,6 +25,7 @@ def serve(arguments: tuple[str, ...]) -> int:
     from .._tap import Options, makeService
 
     options = Options()
+    options.synopsis = "Usage: xapi-migrate serve [options]"
     try:
         options.parseOptions(["--help" if word == "-h" else word for word in arguments])  # type: ignore[no-untyped-call]
     except UsageError as error:

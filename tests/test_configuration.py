@@ -1,0 +1,79 @@
+"""Where settings come from, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from xapi_migrate.config import Config, MigrationTimes
+from xapi_migrate.configuration import ConfigError, build, load, merge, setting, show
+
+
+def test_defaults() -> None:
+    assert build({"state_dir": "/var/lib/xm"}) == Config(Path("/var/lib/xm"))
+
+
+def test_what_is_shown_can_be_read_again(tmp_path: Path) -> None:
+    config = Config(
+        tmp_path / 'a "quoted" place', listen=("tls:1", "tcp:2"), database="sqlite:///x", schemes=("http", "https"),
+        insecure_storage=True, iscsi_port=0, times=MigrationTimes(heartbeat_lost=1.5),
+    )  # fmt: skip
+    path = tmp_path / "daemon.toml"
+    path.write_text(show(config))
+    assert build(load(path)) == config
+
+
+def test_every_setting_is_shown() -> None:
+    shown = tomllib.loads(show(Config(Path("/x"))))
+    assert set(shown) == set(attrs.fields_dict(Config))
+    assert set(shown["times"]) == set(attrs.fields_dict(MigrationTimes))
+
+
+def test_later_sources_win_and_times_are_merged() -> None:
+    merged = merge(
+        {"state_dir": "/a", "times": {"poll": 1, "ask": 2}}, {"state_dir": "/b"}, setting("poll=3"),
+        setting("times.offer=4"), setting("insecure-storage=yes"),
+    )  # fmt: skip
+    config = build(merged)
+    assert config.state_dir == Path("/b")
+    assert config.insecure_storage is True
+    assert (config.times.poll, config.times.ask, config.times.offer) == (3.0, 2.0, 4.0)
+
+
+def test_a_relative_state_folder_becomes_absolute() -> None:
+    assert build({"state_dir": "here"}).state_dir == Path.cwd() / "here"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "--state-dir"),
+        ({"state_dir": "/x", "sate_dir": "/y"}, "no setting named sate_dir"),
+        ({"state_dir": "/x", "times": {"pol": 1}}, "no setting named times.pol"),
+        ({"state_dir": "/x", "times": 5}, "times is a table"),
+        ({"state_dir": "/x", "times": {"poll": "soon"}}, "times.poll is a number, not 'soon'"),
+        ({"state_dir": "/x", "iscsi_port": "iscsi"}, "iscsi_port is a whole number"),
+        ({"state_dir": "/x", "iscsi_port": True}, "iscsi_port is a whole number"),
+        ({"state_dir": "/x", "insecure_storage": "perhaps"}, "insecure_storage is true or false"),
+        ({"state_dir": "/x", "listen": [1]}, "listen is a list of texts"),
+        ({"state_dir": "/x", "listen": 1}, "listen is a list of texts"),
+        ({"state_dir": "/x", "database": 1}, "database is a text"),
+    ],
+)
+def test_values_that_cannot_be_used(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build(values)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "missing.toml")
+    (tmp_path / "bad.toml").write_text("state_dir = ")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load(tmp_path / "bad.toml")
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        setting("poll")

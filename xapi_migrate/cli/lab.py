@@ -1,0 +1,65 @@
+"""xapi-migrate lab: several hosts on this machine, to try things out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import click
+
+from ..lab.lab import DESCRIPTION, Lab
+from ..lab.provisioning import Guest
+from .failures import ExitCode, Refused
+from .interruption import Interrupted, interruptible
+
+
+@click.command("lab")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="New or empty directory, or that of an earlier lab, which is then begun anew.",
+)
+@click.option("--hosts", type=click.IntRange(1, 16), default=2, show_default=True, help="How many hosts.")
+@click.option("--one-pool", is_flag=True, help="All hosts in one pool, with a shared SR (not possible yet).")
+@click.option(
+    "--guest",
+    "kind",
+    type=click.Choice(["boot-sector", "linux"]),
+    default="boot-sector",
+    show_default=True,
+    help="What the guest is.",
+)
+@click.option("--guest-memory", type=click.IntRange(32), default=64, show_default=True, help="MiB.")
+@click.option("--guest-disk", type=click.IntRange(32), default=128, show_default=True, help="MiB of its first disk.")
+@click.option("--json", "as_json", is_flag=True, help="Print what lab.json says once everything runs.")
+def lab(
+    folder: Path, hosts: int, one_pool: bool, kind: str, guest_memory: int, guest_disk: int, as_json: bool
+) -> int:  # fmt: skip
+    """Start hosts on loopback, each its own daemon with two SRs (local-raw, local-qcow2), and a small running guest.
+
+    DIR/lab.json says how to reach them. The lab runs until SIGINT or SIGTERM and then ends all that it and
+    its daemons started. The directory stays, with the hosts' logs, consoles and disks.
+    """
+    if one_pool:
+        raise Refused(
+            "Hosts that form one pool need one database for all of them, which this version does not have yet."
+        )
+    guest = Guest(kind=kind, memory=guest_memory, disk=guest_disk)
+    try:
+        with interruptible(), Lab(folder, hosts, guest) as running:
+            click.echo(json.dumps(running.description(), indent=2) if as_json else _summary(running))
+            while True:
+                signal.pause()
+    except Interrupted:
+        pass
+    return ExitCode.DONE
+
+
+def _summary(running: Lab) -> str:
+    lines = [f"{host.name}: {host.url} and {host.https_url}" for host in running.hosts]
+    lines += [f"{vm['name_label']}: running on {vm['host']}, uuid {vm['uuid']}" for vm in running.vms]
+    lines.append(f"{running.folder / DESCRIPTION} says the rest, passwords too. Ctrl-C ends the lab.")
+    return "\n".join(lines)

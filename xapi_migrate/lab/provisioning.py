@@ -1,0 +1,102 @@
+"""What a lab's hosts are given over XenAPI: SRs, and a guest with two disks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..testing.guests.ticker import Ticker
+
+MIB = 1 << 20
+NULL = "OpaqueRef:NULL"
+
+
+@attrs.frozen
+class Guest:
+    """What the guest is. `memory` and `disk` (its first disk) in MiB; `filled` MiB at the end of the first
+    disk hold bytes of no pattern, so that there is something to copy."""
+
+    name_label: str = "demo"
+    kind: str = "boot-sector"
+    memory: int = 64
+    disk: int = 128
+    second_disk: int = 16
+    filled: int = 16
+    ticker: Ticker = Ticker()
+
+
+def create_sr(session: Any, label: str, location: Path, format: str) -> str:
+    """A local SR of image files in a new folder, attached to the session's host. Its ref."""
+    location.mkdir(parents=True, exist_ok=True)
+    host = session.xenapi.host.get_all()[0]
+    sr: str = session.xenapi.SR.create(
+        host, {"location": str(location), "format": format}, "0", label, f"{format} images in {location}", "file",
+        "user", False, {},
+    )  # fmt: skip
+    return sr
+
+
+def create_vdi(session: Any, sr: str, label: str, size: int) -> str:
+    """A VDI of `size` bytes; its ref."""
+    vdi: str = session.xenapi.VDI.create({
+        "name_label": label, "name_description": "", "SR": sr, "virtual_size": str(size), "type": "user",
+        "sharable": False, "read_only": False, "other_config": {}, "xenstore_data": {}, "sm_config": {}, "tags": [],
+    })  # fmt: skip
+    return vdi
+
+
+def create_vm(session: Any, guest: Guest) -> str:
+    """A halted VM without disks; its ref."""
+    memory = str(guest.memory * MIB)
+    vm: str = session.xenapi.VM.create({
+        "name_label": guest.name_label, "name_description": f"{guest.kind} guest of a lab", "user_version": "1",
+        "is_a_template": False, "affinity": NULL, "memory_static_max": memory, "memory_static_min": memory,
+        "memory_dynamic_max": memory, "memory_dynamic_min": memory, "memory_target": memory, "memory_overhead": "0",
+        "VCPUs_params": {}, "VCPUs_max": "1", "VCPUs_at_startup": "1",
+        "actions_after_shutdown": "destroy", "actions_after_reboot": "restart", "actions_after_crash": "destroy",
+        "actions_after_softreboot": "soft_reboot", "PV_bootloader": "", "PV_kernel": "", "PV_ramdisk": "",
+        "PV_args": "", "PV_bootloader_args": "", "PV_legacy_args": "",
+        "HVM_boot_policy": "BIOS order", "HVM_boot_params": {"order": "c"}, "HVM_shadow_multiplier": 1.0,
+        "platform": {}, "PCI_bus": "", "other_config": {}, "recommendations": "", "xenstore_data": {},
+        "ha_always_run": False, "ha_restart_priority": "", "tags": [], "blocked_operations": {},
+        "protection_policy": NULL, "is_snapshot_from_vmpp": False, "snapshot_schedule": NULL,
+        "is_vmss_snapshot": False, "appliance": NULL, "start_delay": "0", "shutdown_delay": "0", "order": "0",
+        "suspend_SR": NULL, "version": "0", "generation_id": "", "hardware_platform_version": "0",
+        "has_vendor_device": False, "reference_label": "", "domain_type": "hvm", "NVRAM": {},
+    })  # fmt: skip
+    return vm
+
+
+def create_vbd(session: Any, vm: str, vdi: str, device: int) -> str:
+    """Give the VM a disk; the VBD's ref."""
+    vbd: str = session.xenapi.VBD.create({
+        "VM": vm, "VDI": vdi, "userdevice": str(device), "bootable": device == 0, "mode": "RW", "type": "Disk",
+        "unpluggable": False, "empty": False, "device": "", "currently_attached": False, "other_config": {},
+        "qos_algorithm_type": "", "qos_algorithm_params": {},
+    })  # fmt: skip
+    return vbd
+
+
+def start_guest(session: Any, sr: str, location: Path, guest: Guest) -> tuple[str, str]:
+    """Make the guest with two disks in a raw SR whose files are in `location`, and start it. Its ref and uuid."""
+    api = session.xenapi
+    vm = create_vm(session, guest)
+    first = create_vdi(session, sr, f"{guest.name_label} 0", guest.disk * MIB)
+    fill_boot_disk(location / f"{api.VDI.get_uuid(first)}.raw", guest)
+    second = create_vdi(session, sr, f"{guest.name_label} 1", guest.second_disk * MIB)
+    create_vbd(session, vm, first, 0)
+    create_vbd(session, vm, second, 1)
+    api.VM.start(vm, False, False)
+    uuid: str = api.VM.get_uuid(vm)
+    return vm, uuid
+
+
+def fill_boot_disk(image: Path, guest: Guest) -> None:
+    """Put the guest's program, and bytes to copy, into a raw image that is there already."""
+    with image.open("r+b") as file, Path("/dev/urandom").open("rb") as random:
+        file.write(guest.ticker.boot_sector())
+        file.seek((guest.disk - guest.filled) * MIB)
+        for _ in range(guest.filled):
+            file.write(random.read(MIB))

@@ -1,0 +1,100 @@
+"""What a lab's hosts leave on the machine when their daemons have gone: processes and mounts below a folder.
+
+A process is only ended where its name is sure: its `process.json` (pid, start time, boot), or a command line that is
+the daemon's word for word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..processes.child import RECORD, ProcessName, boot_id, start_time
+
+
+def children(folder: Path) -> dict[ProcessName, Path]:
+    """The processes alive that have a record below the folder, and where each works."""
+    found = {}
+    for record in folder.rglob(RECORD):
+        try:
+            name = ProcessName(**json.loads(record.read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+        if name.alive():
+            found[name] = record.parent
+    return found
+
+
+def with_command_line(argv: Sequence[str]) -> list[ProcessName]:
+    """The processes whose command line is exactly this one."""
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            same = (entry / "cmdline").read_bytes() == wanted
+        except OSError:
+            continue
+        started = start_time(int(entry.name))
+        if same and started is not None:
+            found.append(ProcessName(int(entry.name), started, boot_id()))
+    return found
+
+
+def end(names: Iterable[ProcessName], how: signal.Signals = signal.SIGKILL, patience: float = 10.0) -> bool:
+    """Send the signal to each and wait; True when all of them are gone."""
+    names = list(names)
+    for name in names:
+        _signal(name, how)
+    deadline = time.monotonic() + patience
+    while any(_alive(name) for name in names):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def mounts(folder: Path) -> list[str]:
+    """Mount points at or below the folder, deepest first."""
+    place = str(folder.resolve())
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if point == place or point.startswith(f"{place}/"):
+            points.append(point)
+    return sorted(points, key=len, reverse=True)
+
+
+def unmount(folder: Path) -> None:
+    """Undo all mounts at or below the folder."""
+    for point in mounts(folder):
+        subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+
+
+def _signal(name: ProcessName, how: signal.Signals) -> None:
+    try:
+        pidfd = os.pidfd_open(name.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if name.alive():
+            signal.pidfd_send_signal(pidfd, how)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def _alive(name: ProcessName) -> bool:
+    """Zombies of our own are reaped here, and count as gone."""
+    try:
+        os.waitpid(name.pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+    return name.alive()
