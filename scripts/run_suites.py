@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / ".cache"
 sys.path.insert(0, str(ROOT))
 
 from tests.leftovers import end_leftovers  # noqa: E402
@@ -58,8 +59,8 @@ class Result:
 
 def run(suite: Suite, arguments: list[str]) -> Result:
     """Run one suite with pytest in a process group of its own; its output goes straight through."""
-    report = ROOT / ".cache" / f"{suite.name}.xml"
-    report.parent.mkdir(exist_ok=True)
+    report = REPORTS / f"{suite.name}.xml"
+    REPORTS.mkdir(exist_ok=True)
     report.unlink(missing_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="xm", dir="/tmp"))
     argv = [sys.executable, "-m", "pytest", "-m", suite.marker, f"--junit-xml={report}", *arguments]
@@ -83,7 +84,9 @@ def run(suite: Suite, arguments: list[str]) -> Result:
         problem = f"suite {suite.name} left behind: " + "; ".join(left)
     seconds = time.monotonic() - begin
     passed, failed = _counts(report)
-    if status not in (0, NO_TESTS) and not failed and not problem:
+    if not report.exists() and not problem:
+        problem = f"suite {suite.name}: pytest ended with status {status} and wrote no report"
+    elif status not in (0, NO_TESTS) and not failed and not problem:
         problem = f"suite {suite.name}: pytest ended with status {status}"
     return Result(suite, passed, failed, seconds, problem)
 
