@@ -127,14 +127,19 @@ def _checked(url: str, option: str) -> str:
 
 def _password(file: str | None, variable: str, user: str, url: str) -> str:
     if file:
-        try:
-            lines = Path(file).read_text().splitlines()
-        except OSError as error:
-            raise Refused(f"The password file {file} cannot be read: {error.strerror}.") from None
-        if not lines:
-            raise Refused(f"The password file {file} is empty.")
-        return lines[0]
+        return password_from(Path(file))
     if f"{variable}_PASSWORD" in os.environ:
         return os.environ[f"{variable}_PASSWORD"]
     password: str = click.prompt(f"Password of {user} at {url}", hide_input=True, err=True)
     return password
+
+
+def password_from(file: Path) -> str:
+    """The first line of a password file."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise Refused(f"The password file {file} cannot be read: {error.strerror}.") from None
+    if not lines or not lines[0]:
+        raise Refused(f"The password file {file} is empty.")
+    return lines[0]
