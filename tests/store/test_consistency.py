@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest_twisted
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 

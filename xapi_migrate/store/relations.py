@@ -21,15 +21,12 @@ class Relations:
         self._types: dict[str, dict[str, Type]] = {
             name: {f.name: f.type for f in cls.fields.values()} for name, cls in model.classes.items()
         }
-        self._mentions: dict[str, list[tuple[str, str, Type]]] = {
-            target: [
-                (name, field, type_)
-                for name, fields in self._types.items()
-                for field, type_ in fields.items()
-                if type_.mentions(target) and (name, field) not in self.derived
-            ]
-            for target in model.classes
-        }
+        self._mentions: dict[str, list[tuple[str, str, Type]]] = {target: [] for target in model.classes}
+        for name, fields in self._types.items():
+            for field, type_ in fields.items():
+                for target in type_.classes():
+                    if target in self._mentions and (name, field) not in self.derived:
+                        self._mentions[target].append((name, field, type_))
 
     def fields(self, cls: str) -> dict[str, Type]:
         """Field name -> type."""

@@ -129,7 +129,7 @@ def _relations(pairs: list[Any], classes: Mapping[str, ModelClass]) -> tuple[Rel
         if (cls, field) == (other, reverse) or cls not in classes or other not in classes:
             continue
         forward, backward = classes[cls].fields.get(field), classes[other].fields.get(reverse)
-        if forward and backward and forward.type.mentions(other) and backward.type.mentions(cls):
+        if forward and backward and other in forward.type.classes() and cls in backward.type.classes():
             found.append(Relation(cls, field, other, reverse))
     return tuple(found)
 

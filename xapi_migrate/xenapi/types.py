@@ -113,11 +113,11 @@ class Type:
             return {nk: nv for k, v, nk, nv in pairs if not (new == NULL and (nk, nv) != (k, v))}
         return value
 
-    def mentions(self, cls: str) -> bool:
-        """Whether values of this type can refer to objects of the class."""
+    def classes(self) -> frozenset[str]:
+        """The classes that values of this type can refer to."""
         if self.kind is Kind.REF:
-            return self.name == cls
-        return any(part is not None and part.mentions(cls) for part in (self.item, self.key))
+            return frozenset((self.name,))
+        return frozenset().union(*(part.classes() for part in (self.item, self.key) if part is not None))
 
     def to_json(self, value: Any) -> Any:
         """The value as JSON can hold it."""

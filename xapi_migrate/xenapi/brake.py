@@ -1,0 +1,80 @@
+"""Bad log-ins slow their own source down, and nobody else."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import attrs
+from twisted.internet import defer, task
+from twisted.internet.interfaces import IReactorTime
+
+FIRST_SECONDS = 0.25
+LONGEST_SECONDS = 5.0
+FORGET_SECONDS = 600.0
+MOST_SOURCES = 10_000
+MOST_WAITING = 50
+FREE_AT_ONCE = 4
+"""Log-ins of one source that are checked side by side."""
+
+
+@attrs.define
+class _Source:
+    failures: int = 0
+    under_way: int = 0
+    waiting: int = 0
+    next: float = 0.0
+    last: float = 0.0
+
+
+class LoginBrake:
+    """Each bad log-in doubles the pause before the source's next is looked at. `wait` before a check, then `ended`."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
+
+    def wait(self, source: str) -> defer.Deferred[None] | None:
+        """Fires when this log-in may be checked; None: there are too many of its kind already."""
+        known = self._source(source)
+        pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(known.failures, 10)) if self._slow(known) else 0.0
+        if known.waiting >= MOST_WAITING:
+            return None
+        known.under_way += 1
+        now = self._clock.seconds()
+        start = max(now, known.next) if pause else now
+        if not pause:
+            return defer.succeed(None)
+        known.next = start + pause
+        known.waiting += 1
+
+        def begin(result: Any) -> Any:
+            known.waiting -= 1
+            return result
+
+        return task.deferLater(self._clock, start - now).addBoth(begin)
+
+    def ended(self, source: str, good: bool) -> None:
+        """The check is over."""
+        known = self._source(source)
+        known.under_way -= 1
+        known.last = self._clock.seconds()
+        if good:
+            known.failures = 0
+        else:
+            if not known.failures:
+                known.next = known.last + FIRST_SECONDS
+            known.failures += 1
+
+    def _slow(self, known: _Source) -> bool:
+        return known.failures > 0 or known.under_way >= FREE_AT_ONCE
+
+    def _source(self, source: str) -> _Source:
+        now = self._clock.seconds()
+        known = self._sources.setdefault(source, _Source(last=now))
+        if known.failures and now - known.last > FORGET_SECONDS and not known.under_way:
+            known.failures = 0
+        self._sources.move_to_end(source)
+        while len(self._sources) > MOST_SOURCES:
+            self._sources.popitem(last=False)
+        return known

@@ -1,0 +1,133 @@
+"""One call: found, its session checked, its parameters converted, carried out. The same for all wires."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable
+from typing import Any
+
+from twisted.internet import defer
+from twisted.logger import Logger
+
+from xapi_migrate.errors import MessageMethodUnknown, MigrateError, NotImplementedHere, RemoteError
+from xapi_migrate.store.interfaces import IRecords
+from xapi_migrate.together import started
+from xapi_migrate.xenapi.arguments import Arguments
+from xapi_migrate.xenapi.calls import Call, CallContext, calls_of
+from xapi_migrate.xenapi.datamodel import DataModel, Message
+from xapi_migrate.xenapi.generic import GenericCalls
+from xapi_migrate.xenapi.sessions import Sessions
+from xapi_migrate.xenapi.tasks import Task, Tasks
+
+LIST_METHODS = "system.listMethods"
+
+
+class Dispatcher:
+    """All calls of this server."""
+
+    log = Logger()
+
+    def __init__(self, model: DataModel, records: IRecords, sessions: Sessions, tasks: Tasks) -> None:
+        self._model = model
+        self._sessions = sessions
+        self._tasks = tasks
+        self._arguments = Arguments(model, lambda cls, ref: _exists(records, cls, ref))
+        self._calls: dict[str, Call] = {}
+        self._under_way: set[defer.Deferred[None]] = set()
+        self._add(GenericCalls(model, records).all())
+
+    def register(self, *implementers: object) -> None:
+        """Objects whose methods Class_message(call, parameters...) carry out calls; they win over generic ones.
+        TypeError for a method that does not fit the data model."""
+        for implementer in implementers:
+            self._add(calls_of(self._model, implementer))
+
+    def _add(self, calls: Iterable[Call]) -> None:
+        self._calls.update((call.message.full_name, call) for call in calls)
+
+    def methods(self) -> list[str]:
+        """The names of all calls that are carried out here."""
+        return sorted(self._calls)
+
+    async def call(self, method: str, params: list[Any], origin: str) -> Any:
+        """The result. MigrateError for what a client is told; anything else is a bug of ours."""
+        if method == LIST_METHODS:
+            return self.methods()
+        if method.startswith("system.isAlive:"):
+            return params[0] if params else ""
+        in_background = method.startswith("Async.")
+        message = self._find(method.removeprefix("Async."), underscores=not in_background)
+        if message is None:
+            if params:
+                self._sessions.check(params[0])
+            raise MessageMethodUnknown(method)
+        self._arguments.count(message, params)
+        session, user = "", ""
+        if message.session:
+            user = self._sessions.check(params[0])
+            session, params = params[0], params[1:]
+        if in_background and not message.is_async:
+            text = f"No async mode for this operation (rpc: {message.full_name})"
+            raise RemoteError(["Fault", text], text)
+        values = self._arguments.convert(message, params)
+        known = self._calls.get(message.full_name)
+        if known is None:
+            raise NotImplementedHere(message.full_name)
+        name = message.label or message.full_name
+        if in_background:
+            return self._begin(known, self._context(message, session, user, origin, f"Async.{name}"), values)
+        return await self._now(known, self._context(message, session, user, origin, name), values)
+
+    def _find(self, name: str, underscores: bool) -> Message | None:
+        cls, dot, rest = name.partition(".")
+        if not dot and underscores:
+            # classes may have underscores themselves: VM_metrics_get_record
+            for candidate in sorted(self._model.classes, key=len, reverse=True):
+                if name.startswith(candidate + "_"):
+                    return self._model.message(candidate, name[len(candidate) + 1 :])
+        return self._model.message(cls, rest)
+
+    def _context(self, message: Message, session: str, user: str, origin: str, label: str) -> CallContext:
+        return CallContext(session, user, origin, message.full_name, lambda: self._tasks.begin(label))
+
+    async def _now(self, known: Call, context: CallContext, values: list[Any]) -> Any:
+        try:
+            result = known.run(context, *values)
+            if isinstance(result, Awaitable):
+                result = await result
+        except BaseException as error:
+            if context.started is not None:
+                context.started.fail(error)
+            raise
+        if context.started is not None:
+            context.started.succeed(result)
+        return result
+
+    def _begin(self, known: Call, context: CallContext, values: list[Any]) -> str:
+        ref: str = context.task.ref
+        work = started(self._in_task(known, context, context.task, values))
+        self._under_way.add(work)
+        work.addBoth(lambda _: self._under_way.discard(work))
+        return ref
+
+    async def _in_task(self, known: Call, context: CallContext, task: Task, values: list[Any]) -> None:
+        try:
+            await self._now(known, context, values)
+        except MigrateError as error:
+            self.log.info("{method} ended: {code}", method=context.method, code=error.failure()[0])
+        except defer.CancelledError:
+            pass
+        except Exception:
+            self.log.failure("{method} failed", method=context.method)
+
+    def stop(self) -> None:
+        """Cancel what is under way in tasks."""
+        for work in list(self._under_way):
+            work.cancel()
+
+
+def _exists(records: IRecords, cls: str, ref: str) -> bool:
+    try:
+        records.get(cls, ref)
+    except MigrateError:
+        return False
+    return True

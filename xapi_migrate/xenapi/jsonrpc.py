@@ -1,0 +1,81 @@
+"""JSON-RPC 1.0 and 2.0, the other way to write the same calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from xapi_migrate.xenapi.wire import MAX_DEPTH, Malformed, check_text, iso8601
+
+CONTENT_TYPE = b"application/json"
+
+
+@attrs.frozen
+class JsonCall:
+    """One call; `version` "2.0", or "" for 1.0; `id` is given back as it came."""
+
+    method: str
+    params: list[Any]
+    id: Any = None
+    version: str = ""
+
+
+def parse_call(body: bytes) -> JsonCall:
+    """Malformed; InvalidValue for text that is not fit."""
+    try:
+        raw = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        raise Malformed("the body is not JSON") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("method"), str):
+        raise Malformed("the body is not a call")
+    params = raw.get("params", [])
+    if not isinstance(params, list):
+        raise Malformed("params is not a list")
+    _check(params, 0)
+    return JsonCall(check_text(raw["method"]), params, raw.get("id"), str(raw.get("jsonrpc", "")))
+
+
+def _check(item: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise Malformed(f"deeper than {MAX_DEPTH}")
+    if isinstance(item, str):
+        check_text(item)
+    elif isinstance(item, list):
+        for inner in item:
+            _check(inner, depth + 1)
+    elif isinstance(item, dict):
+        for key, inner in item.items():
+            check_text(key)
+            _check(inner, depth + 1)
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, datetime):
+        return iso8601(item)
+    if isinstance(item, Mapping):
+        return dict(item)
+    if isinstance(item, set | frozenset):
+        return list(item)
+    raise TypeError(f"{type(item).__name__} cannot be answered")
+
+
+def _dump(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, default=_plain, separators=(",", ":")).encode()
+
+
+def success(call: JsonCall, result: Any) -> bytes:
+    result = "" if result is None else result
+    if call.version:
+        return _dump({"jsonrpc": "2.0", "result": result, "id": call.id})
+    return _dump({"result": result, "error": None, "id": call.id})
+
+
+def failure(call: JsonCall, description: list[str]) -> bytes:
+    if call.version:
+        error = {"code": 1, "message": description[0], "data": description[1:]}
+        return _dump({"jsonrpc": "2.0", "error": error, "id": call.id})
+    return _dump({"result": None, "error": description, "id": call.id})

@@ -1,0 +1,63 @@
+"""The XenAPI server put together, so that daemon and tests wire it the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.cred.checkers import ICredentialsChecker
+
+from xapi_migrate.store.interfaces import NULL
+from xapi_migrate.store.records import Records
+from xapi_migrate.uris.tree import MigrationTree
+from xapi_migrate.xenapi.dispatch import Dispatcher
+from xapi_migrate.xenapi.endpoint import ApiResource
+from xapi_migrate.xenapi.event_calls import EventCalls
+from xapi_migrate.xenapi.events import Events
+from xapi_migrate.xenapi.session_calls import SessionCalls
+from xapi_migrate.xenapi.sessions import Sessions
+from xapi_migrate.xenapi.site import REQUEST_LIMIT, ApiSite
+from xapi_migrate.xenapi.task_calls import TaskCalls
+from xapi_migrate.xenapi.tasks import Tasks
+
+
+@attrs.frozen
+class XenAPIServer:
+    """The parts. `dispatcher.register(...)` adds calls; `site()` gives what a port is opened with."""
+
+    records: Records
+    sessions: Sessions
+    tasks: Tasks
+    events: Events
+    dispatcher: Dispatcher
+    api: ApiResource
+
+    def site(
+        self, migrations: MigrationTree | None = None, request_limit: int = REQUEST_LIMIT, **options: Any
+    ) -> ApiSite:
+        return ApiSite(self.api, migrations, request_limit, **options)
+
+    def start(self) -> None:
+        """Begin the periodic work."""
+        self.sessions.start()
+        self.tasks.start()
+
+    def stop(self) -> None:
+        """End it, and let every waiting call go."""
+        self.sessions.stop()
+        self.tasks.stop()
+        self.events.stop()
+        self.dispatcher.stop()
+
+
+def make_server(
+    records: Records, checkers: list[ICredentialsChecker], reactor: Any, host: Callable[[], str] = lambda: NULL
+) -> XenAPIServer:
+    """`records` are open. `host` tells this host's ref, "this host" of sessions and tasks."""
+    sessions = Sessions(records, checkers, reactor, host)
+    tasks = Tasks(records, reactor, host)
+    events = Events(records.model, records, sessions, reactor)
+    dispatcher = Dispatcher(records.model, records, sessions, tasks)
+    dispatcher.register(SessionCalls(sessions), TaskCalls(records, tasks), EventCalls(events))
+    return XenAPIServer(records, sessions, tasks, events, dispatcher, ApiResource(dispatcher))
