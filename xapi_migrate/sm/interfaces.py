@@ -227,8 +227,9 @@ class ISR(Interface):
     def vdi_copy(
         uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool = False
     ) -> Awaitable[None]:
-        """VDI.copy (steps 3.1 to 3.5): begin to copy this VDI, active or not, into the LUN, as the task `ref`. Fires when
-        the copy has been started or failed to start; follow it by copy_state. `proof` None: never the same disk."""
+        """VDI.copy (steps 3.1 to 3.5): begin to copy this VDI, active or not, into the LUN, as the task `ref`. Fires
+        when the copy has been started or failed to start; follow it by copy_state. `proof` None: never the same
+        disk."""
 
     def copy_state(ref: str) -> Awaitable[CopyStatus]:
         """Task.get_state (step 3.6). HandleInvalid for an unknown ref."""
