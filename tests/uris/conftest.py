@@ -79,7 +79,14 @@ async def served(tmp_path):
         await server_endpoint(reactor, "tls:0:interface=127.0.0.1", identity).listen(site),
     ]
     yield Served(
-        receiving, offers, site, ports[0].getHost().port, ports[1].getHost().port, offers.add(receiving), identity, channels
+        receiving,
+        offers,
+        site,
+        ports[0].getHost().port,
+        ports[1].getHost().port,
+        offers.add(receiving),
+        identity,
+        channels,
     )
     for port in ports:
         await port.stopListening()

@@ -177,7 +177,9 @@ class Receiving:
         if number > 1:
             raise HandleInvalid("disk", str(number))
         url = TargetUrl(f"iscsi://{address}:3260/iqn.2026-01.org.example:m1/{number}", "user", self.password)
-        return DiskOffer(number, "vdi-1", "sr-1", 1 << 30, url, bool(number), SameDiskProof("n", "v") if number else None)
+        return DiskOffer(
+            number, "vdi-1", "sr-1", 1 << 30, url, bool(number), SameDiskProof("n", "v") if number else None
+        )
 
     async def put_memory(self, memory: Any) -> None:
         self._note("memory")

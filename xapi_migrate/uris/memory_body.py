@@ -121,9 +121,10 @@ class CarriedMemory:
     # ------------------------------------------------------------------------------------------
 
     def _closed(self) -> None:
-        """The pair has ended. If that is the hypervisor's doing, put_memory will say what it means."""
+        """The pair has ended. If that is the hypervisor's doing, put_memory says what it means, unless it has."""
         self._sink = None
-        self.pauseProducing()
+        if self._result is None:
+            self.pauseProducing()
 
     def _came_whole(self, _: None) -> None:
         self._close_theirs()

@@ -26,7 +26,7 @@ from .socket_options import expect_life, local_pair
 
 T = TypeVar("T")
 
-LAST_WORD = 3.0
+LAST_WORD = 1.0
 """Seconds to wait for the receiver's reason when the stream has failed here."""
 
 
@@ -149,7 +149,7 @@ class MemorySender:
         sent = Deferred.fromCoroutine(sending)
         answered = Deferred.fromCoroutine(self._head(reader))
         try:
-            await _first_of(sent, answered)
+            await _first_of(self._reactor, sent, answered)
             if sent.called and not answered.called:
                 await self._ended(reader, sent, answered)
             head = await self._timed(answered)
@@ -168,7 +168,7 @@ class MemorySender:
         except defer.CancelledError:
             raise
         except Exception as why:
-            await _first_of(answered, task.deferLater(self._reactor, LAST_WORD))
+            await _first_of(self._reactor, answered, task.deferLater(self._reactor, LAST_WORD))
             if not answered.called:
                 raise
             head = await answered
@@ -183,13 +183,16 @@ class MemorySender:
         return await result
 
 
-def _first_of(*waiting: Deferred[Any]) -> Deferred[None]:
+def _first_of(reactor: Any, *waiting: Deferred[Any]) -> Deferred[None]:
     """Fires when the first of them has a result, good or bad, and leaves the results where they are."""
     first: Deferred[None] = Deferred()
 
-    def fire(result: T) -> T:
+    def fire_once() -> None:
         if not first.called:
             first.callback(None)
+
+    def fire(result: T) -> T:
+        reactor.callLater(0, fire_once)  # not here: whoever waits will want a result that is being passed on just now
         return result
 
     for one in waiting:

@@ -40,7 +40,7 @@ class MigrationRequest(server.Request):
     _expects_continue = False
     _closed = False
     _thrown_away = 0
-    _untimed = False
+    _idle: float | None = None
 
     def gotLength(self, length: int | None) -> None:
         tree = getattr(self._channel.site, "migrations", None)
@@ -121,8 +121,8 @@ class MigrationRequest(server.Request):
         channel = self._channel
         self._write(reply)
         self._web.finish()
-        if self._untimed and channel.timeOut:
-            channel.setTimeout(channel.timeOut)
+        if self._idle:
+            channel.setTimeout(self._idle)
 
     def refuse(self, reply: Reply, linger: float = LINGER) -> None:
         """Answer a request whose body is not in, and end the connection without taking the body: what comes of it
@@ -144,8 +144,7 @@ class MigrationRequest(server.Request):
 
     def without_time_out(self) -> None:
         """This request may take long and may pause: no idle time-out until it is answered."""
-        self._untimed = True
-        self._channel.setTimeout(None)
+        self._idle = self._channel.setTimeout(None)
 
     def failure_reply(self, error: Failure) -> Reply:
         """The reply that an exception becomes. What is not in the catalogue is logged and told as no more than that."""
