@@ -19,6 +19,7 @@ class Machine:
         self.tree = folder / "tree"
         self.bin = folder / "bin"
         self.log = folder / "log"
+        self.policy = folder / "policy-rc.d"
         for name in ("scripts/setup", "scripts/apt-packages", "setup.cfg", "pyproject.toml"):
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.tree / name)
@@ -30,6 +31,7 @@ class Machine:
         self.program("id", "echo 0")
         self.program("dpkg-query", "echo installed")
         self.program("apt-get", "exit 0")
+        self.program("systemctl", "exit 0")
         self.venv_python("install -m 755 /dev/null .venv/bin/xapi-migrate")
 
     def program(self, name: str, body: str, folder: Path | None = None) -> None:
@@ -42,7 +44,7 @@ class Machine:
 
     def setup(self) -> subprocess.CompletedProcess[str]:
         self.log.write_text("")
-        environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "SETUP_POLICY": str(self.policy)}
         argv = ["sh", str(self.tree / "scripts" / "setup")]
         return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
@@ -92,6 +94,22 @@ def test_only_what_is_missing_is_fetched(machine: Machine) -> None:
     (call,) = machine.calls("apt-get")
     assert call.split()[-1] == "tgt"
     assert "qemu" not in call
+
+
+def test_no_service_starts_by_being_installed(machine: Machine) -> None:
+    machine.program("dpkg-query", without("tgt"))
+    machine.program("apt-get", f"{machine.policy}; test $? = 101")
+    assert machine.setup().returncode == 0
+    assert not machine.policy.exists()
+    assert machine.calls("systemctl") == ["systemctl disable tgt.service"]
+
+
+def test_a_policy_of_the_machine_stays(machine: Machine) -> None:
+    machine.program("dpkg-query", without("nasm"))
+    machine.policy.write_text("#!/bin/sh\nexit 101\n")
+    assert machine.setup().returncode == 0
+    assert machine.policy.exists()
+    assert machine.calls("systemctl") == []
 
 
 def test_package_lists_are_fetched_only_where_that_failed(machine: Machine) -> None:

@@ -118,6 +118,8 @@ def test_no_default_sr(run: Run, servers: list[str], receiver: StandIn) -> None:
     done = run("vm-migrate", "web", *servers)
     assert done.returncode == 1
     assert "name one with --sr" in done.stderr
+    assert run("vm-migrate", "web", *servers, "--map", f"{VDI}=fast").returncode == 0
+    assert receiver.received == [NULL, {}]
 
 
 @pytest.mark.parametrize("text", ["vdi", "=sr", "vdi="])

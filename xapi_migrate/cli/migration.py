@@ -80,7 +80,7 @@ class Migration:
         vdi_srs = {
             vdi_by_name(self._sender, vm, vdi): sr_by_name(self._receiver, sr) for vdi, sr in wish.vdi_srs.items()
         }
-        sr = self._default_sr() if not wish.sr else sr_by_name(self._receiver, wish.sr)
+        sr = sr_by_name(self._receiver, wish.sr) if wish.sr else self._default_sr(bool(wish.vdi_srs))
         self._began = self._clock()
         uris = self._asked(self._receiver, receiver.VM.receive, sr, dict(wish.options))
         self._task = self._asked(
@@ -147,16 +147,18 @@ class Migration:
             record["power_state"], seconds, float(downtime) if downtime else None,
         )  # fmt: skip
 
-    def _default_sr(self) -> str:
-        """The receiver's default SR, else its only one."""
+    def _default_sr(self, mapped: bool) -> str:
+        """The receiver's default SR, else its only one; none where the disks are `mapped`, which must then be all."""
         receiver = self._receiver.xenapi
         default: str = receiver.pool.get_default_SR(receiver.pool.get_all()[0])
         if default != NULL:
             return default
         srs: list[str] = [sr for sr in receiver.SR.get_all() if receiver.SR.get_content_type(sr) != "iso"]
-        if len(srs) != 1:
-            raise Refused("The receiving host has no default SR: name one with --sr (sr-list shows which there are).")
-        return srs[0]
+        if len(srs) == 1:
+            return srs[0]
+        if mapped:
+            return NULL
+        raise Refused("The receiving host has no default SR: name one with --sr (sr-list shows which there are).")
 
     def _asked(self, session: Any, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
