@@ -182,6 +182,7 @@ async def test_a_restore_is_cancelled(place):
         for wait in (False, True):
             spec = hosts.spec(disk, host="receiver")
             near, far = socket.socketpair()
+            near.settimeout(5)
             with near, far:
                 restoration = await hosts.receiver.restore(spec, far.fileno())
                 if wait:

@@ -116,6 +116,8 @@ class QEMUDomain:
             await in_thread(_prepare, self.folder, spec)
             self._adopt(await child.spawn(self.reactor, self.folder, argv))
             await self._monitor()
+            if self._let_go:
+                raise ConnectionError("it was destroyed meanwhile")
         except BaseException as failure:
             error = self.error(action, failure)
             await self.end()

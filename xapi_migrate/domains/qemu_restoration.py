@@ -37,13 +37,14 @@ class QEMURestoration:
         self._finished: Outcome[None] = Outcome()
         self._stop_watching: Callable[[], None] = lambda: None
         self._work: defer.Deferred[None] | None = None
+        self._worked: Outcome[None] = Outcome()
         self._reason = ""
 
     def begin(self, spec: DomainSpec, fd: int) -> None:
         """Start in the background: what goes wrong is told by `accepting` and `finished`."""
         own = os.dup(fd)
         self._work = defer.Deferred.fromCoroutine(self._run(spec, own))
-        self._work.addErrback(lambda _: None)  # cancelled twice
+        self._work.addBoth(lambda _: self._worked.succeed(None))
 
     # -- IRestoration -------------------------------------------------------------------------
 
@@ -58,6 +59,7 @@ class QEMURestoration:
         work, self._work = self._work, None
         if work is not None and not self._accepting.done:
             work.cancel()
+        await self._worked.wait()  # it lets go of its descriptor last
         if not self._finished.done or self._finished.failed:
             await self._fail(self._reason)
         else:
