@@ -18,7 +18,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from OpenSSL import crypto
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -81,10 +80,11 @@ class HostIdentity:
 
     def context_factory(self) -> ssl.CertificateOptions:
         """The server's side of TLS 1.2 and later."""
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, self.key_path.read_bytes())
+        key: Any = serialization.load_pem_private_key(self.key_path.read_bytes(), None)
+        certificate: Any = self.certificate()
         return ssl.CertificateOptions(
             privateKey=key,
-            certificate=crypto.X509.from_cryptography(self.certificate()),
+            certificate=certificate,
             insecurelyLowerMinimumTo=ssl.TLSVersion.TLSv1_2,
         )
 

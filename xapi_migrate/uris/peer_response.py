@@ -10,7 +10,6 @@ import socket
 from typing import Any
 
 import attrs
-from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -127,7 +126,7 @@ class ResponseReader(Protocol):
         collecting, self._collecting = self._collecting, None
         for one in (waiting, collecting and collecting[0]):
             if one is not None:
-                one.errback(why if why.check(Unanswered) else error.ConnectionLost())
+                one.errback(why)
 
 
 def _parse(head: bytes) -> ResponseHead:
