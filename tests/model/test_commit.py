@@ -76,7 +76,7 @@ def build(directory: Path, defines: tuple[str, ...], *, compiler: tuple[str, ...
     directory.mkdir()
     (directory / MODEL.name).write_text(MODEL.read_text())
     run(["spin", "-o3", *(f"-D{name}" for name in defines), "-a", MODEL.name], directory)
-    run(["cc", "-O1", "-w", "-DNOREDUCE", *compiler, "-o", "pan", "pan.c"], directory)
+    run(["cc", "-O2", "-w", "-DNOREDUCE", *compiler, "-o", "pan", "pan.c"], directory)
 
 
 def search(directory: Path, *options: str) -> Verdict:
