@@ -16,6 +16,18 @@ from xapi_migrate.xenapi.types import Kind
 SECRET = frozenset({"session"})
 """Classes whose objects are found by nobody who does not know their reference."""
 
+PLAIN: dict[str, tuple[str, ...]] = {
+    "VM": (
+        "other_config", "platform", "blocked_operations", "VCPUs_max", "VCPUs_at_startup", "memory_static_max",
+        "memory_static_min", "memory_dynamic_max", "memory_dynamic_min", "order", "start_delay", "shutdown_delay",
+        "actions_after_crash", "HVM_boot_policy", "has_vendor_device", "domain_type", "is_default_template",
+    ),
+    "VDI": ("name_label", "name_description", "sharable", "read_only", "on_boot"),
+    "SR": ("name_label", "name_description", "shared"),
+    "VBD": ("mode",),
+}  # fmt: skip
+"""Fields whose accessors the data model describes one by one, though they do no more than the others."""
+
 Run = Callable[..., Any]
 
 
@@ -79,13 +91,12 @@ class GenericCalls:
         read = cls.fields.get(message.name.removeprefix("get_")) if message.name.startswith("get_") else None
         if read is not None and len(message.params) == 1:
             return partial(self._get, cls.name, read.name)
-        if message.kind != "field":
-            return None
         for prefix, run in changers.items():
             field = cls.fields.get(message.name.removeprefix(prefix)) if message.name.startswith(prefix) else None
-            if field is not None and (
-                prefix == "set_" or (field.type.kind is Kind.MAP) == ("_to_" in prefix or "from" in prefix)
-            ):
+            if field is None or (message.kind != "field" and field.name not in PLAIN.get(cls.name, ())):
+                continue
+            of_map = prefix in ("add_to_", "remove_from_")
+            if prefix == "set_" or of_map == (field.type.kind is Kind.MAP):
                 return partial(run, cls.name, field.name)
         return None
 

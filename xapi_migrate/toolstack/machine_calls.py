@@ -1,0 +1,158 @@
+"""VM.*, VBD.* and VIF.* as clients call them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from xapi_migrate.errors import HandleInvalid, InvalidValue, OperationNotAllowed, RemoteError
+from xapi_migrate.store.interfaces import NULL
+from xapi_migrate.store.records import Records
+from xapi_migrate.toolstack.machines import Machines
+from xapi_migrate.toolstack.operations import Operations
+from xapi_migrate.xenapi.calls import CallContext
+
+CLEAN_SHUTDOWN_SECONDS = 60.0
+MOST_DEVICES = 16
+
+
+class MachineCalls:
+    def __init__(self, records: Records, machines: Machines, operations: Operations, clock: IReactorTime) -> None:
+        self._records = records
+        self._machines = machines
+        self._operations = operations
+        self._clock = clock
+
+    # -- VM -----------------------------------------------------------------------------------
+
+    def VM_create(self, call: CallContext, args: dict[str, Any]) -> str:
+        given = dict(args)
+        for made_here in ("power_state", "suspend_VDI", "last_booted_record", "last_boot_CPU_flags"):
+            given.pop(made_here, None)
+        memory = given.get("memory_static_max", 0)
+        if memory < 0 or given.get("VCPUs_max", 0) < 0:
+            raise InvalidValue("memory_static_max", str(memory))
+        given.setdefault("VCPUs_at_startup", given.get("VCPUs_max", 0))
+        # Xen Orchestra writes it into every VM that lacks it
+        given["platform"] = {"cores-per-socket": "1", **given.get("platform", {})}
+        return self._records.create("VM", domid=-1, **given)
+
+    async def VM_destroy(self, call: CallContext, self_: str) -> None:
+        self._operations.check_free(self_)
+        record = self._operations.require(self_, "Halted")
+        for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs"), ("console", "consoles")):
+            for ref in record[field]:
+                self._records.destroy(cls, ref)
+        self._records.destroy("VM", self_)
+
+    async def VM_start(self, call: CallContext, vm: str, start_paused: bool, force: bool) -> None:
+        record = self._operations.require(vm, "Halted")
+        if record["is_a_template"]:
+            raise RemoteError(["VM_IS_TEMPLATE", vm, "start"], f"The VM {vm} is a template and cannot be started.")
+        with self._operations.operation(vm, "start", call.task.ref):
+            await self._machines.start(vm, start_paused)
+
+    async def VM_clean_shutdown(self, call: CallContext, vm: str) -> None:
+        self._operations.require(vm, "Running")
+        with self._operations.operation(vm, "clean_shutdown", call.task.ref):
+            try:
+                await self._machines.shutdown(vm, CLEAN_SHUTDOWN_SECONDS, self._clock)
+            except TimeoutError:
+                text = f"The guest of VM {vm} did not shut down within {CLEAN_SHUTDOWN_SECONDS:g} seconds."
+                raise RemoteError(["VM_SHUTDOWN_TIMEOUT", vm, f"{CLEAN_SHUTDOWN_SECONDS:g}"], text) from None
+
+    async def VM_hard_shutdown(self, call: CallContext, vm: str) -> None:
+        self._operations.require(vm, "Running", "Paused", "Suspended")
+        with self._operations.operation(vm, "hard_shutdown", call.task.ref):
+            await self._machines.destroy_domain(vm)
+
+    async def VM_pause(self, call: CallContext, vm: str) -> None:
+        self._operations.require(vm, "Running")
+        with self._operations.operation(vm, "pause", call.task.ref):
+            await self._machines.pause(vm)
+
+    async def VM_unpause(self, call: CallContext, vm: str) -> None:
+        self._operations.require(vm, "Paused")
+        with self._operations.operation(vm, "unpause", call.task.ref):
+            await self._machines.unpause(vm)
+
+    def VM_set_memory_limits(
+        self, call: CallContext, self_: str, static_min: int, static_max: int, dynamic_min: int, dynamic_max: int
+    ) -> None:
+        self._operations.require(self_, "Halted")
+        if not 0 <= static_min <= dynamic_min <= dynamic_max <= static_max:
+            text = "Memory limits must satisfy static_min <= dynamic_min <= dynamic_max <= static_max."
+            raise RemoteError(["MEMORY_CONSTRAINT_VIOLATION", text], text)
+        self._records.update(
+            "VM", self_, memory_static_min=static_min, memory_static_max=static_max, memory_dynamic_min=dynamic_min,
+            memory_dynamic_max=dynamic_max,
+        )  # fmt: skip
+
+    def VM_get_allowed_VBD_devices(self, call: CallContext, vm: str) -> list[str]:
+        used = {self._records.get("VBD", vbd)["userdevice"] for vbd in self._records.get("VM", vm)["VBDs"]}
+        return [str(number) for number in range(MOST_DEVICES) if str(number) not in used]
+
+    def VM_get_allowed_VIF_devices(self, call: CallContext, vm: str) -> list[str]:
+        used = {self._records.get("VIF", vif)["device"] for vif in self._records.get("VM", vm)["VIFs"]}
+        return [str(number) for number in range(MOST_DEVICES) if str(number) not in used]
+
+    def VM_update_allowed_operations(self, call: CallContext, self_: str) -> None:
+        """They are true always."""
+
+    # -- VBD, VIF -----------------------------------------------------------------------------
+
+    def _halted(self, vm: str) -> None:
+        """Devices come and go while the VM is off; hot-plug is not done."""
+        if vm == NULL:
+            raise HandleInvalid("VM", vm)
+        self._operations.check_free(vm)
+        self._operations.require(vm, "Halted")
+
+    def VBD_create(self, call: CallContext, args: dict[str, Any]) -> str:
+        given = dict(args)
+        vm = given.get("VM", NULL)
+        self._halted(vm)
+        free = self.VM_get_allowed_VBD_devices(call, vm)
+        if given.get("userdevice", "autodetect") in ("", "autodetect"):
+            given["userdevice"] = free[0] if free else ""
+        if given["userdevice"] not in free:
+            text = f"The VM {vm} has a VBD {given['userdevice']} already, or there is no such device."
+            raise RemoteError(["DEVICE_ALREADY_EXISTS", given["userdevice"]], text)
+        given.pop("currently_attached", None)
+        given.setdefault("type", "Disk")
+        given.setdefault("mode", "RW")
+        given["empty"] = given.get("VDI", NULL) == NULL
+        return self._records.create("VBD", **given)
+
+    def VBD_destroy(self, call: CallContext, self_: str) -> None:
+        self._halted(self._records.get("VBD", self_)["VM"])
+        self._records.destroy("VBD", self_)
+
+    def VIF_create(self, call: CallContext, args: dict[str, Any]) -> str:
+        given = dict(args)
+        vm = given.get("VM", NULL)
+        self._halted(vm)
+        if given.get("network", NULL) == NULL:
+            raise HandleInvalid("network", NULL)
+        free = self.VM_get_allowed_VIF_devices(call, vm)
+        if given.get("device", "") not in free:
+            raise RemoteError(["DEVICE_ALREADY_EXISTS", given.get("device", "")], f"The VM {vm} has that VIF already.")
+        given.pop("currently_attached", None)
+        if not given.get("MAC"):
+            # locally administered, unicast
+            given["MAC"] = ":".join(f"{byte:02x}" for byte in (0x02, *secrets.token_bytes(5)))
+            given["MAC_autogenerated"] = True
+        given.setdefault("MTU", 1500)
+        return self._records.create("VIF", **{k: v for k, v in given.items() if k != "MAC_autogenerated"})
+
+    def VIF_destroy(self, call: CallContext, self_: str) -> None:
+        self._halted(self._records.get("VIF", self_)["VM"])
+        self._records.destroy("VIF", self_)
+
+    def VBD_plug(self, call: CallContext, self_: str) -> None:
+        raise OperationNotAllowed("Devices of running VMs are not changed by this server.")
+
+    def VBD_unplug(self, call: CallContext, self_: str) -> None:
+        raise OperationNotAllowed("Devices of running VMs are not changed by this server.")

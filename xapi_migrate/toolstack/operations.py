@@ -1,0 +1,86 @@
+"""What a VM is busy with, and what may be done to it: current_operations and allowed_operations, kept true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from xapi_migrate.errors import HandleInvalid, OtherOperationInProgress, VmBadPowerState
+from xapi_migrate.store.interfaces import Change, Record
+from xapi_migrate.store.records import Records
+
+_ALLOWED = {
+    "Halted": ["start", "migrate_send", "destroy"],
+    "Running": ["clean_shutdown", "hard_shutdown", "pause", "migrate_send", "pool_migrate"],
+    "Paused": ["unpause", "hard_shutdown"],
+    "Suspended": ["hard_shutdown"],
+}
+
+
+def allowed(record: Record) -> list[str]:
+    """What may be done to a VM now."""
+    if record["current_operations"] or record["is_a_template"] or record["is_control_domain"]:
+        return []
+    return list(_ALLOWED.get(record["power_state"], []))
+
+
+class Operations:
+    """`freed` is called with a VM's ref when an operation has ended."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self.freed: Callable[[str], None] = lambda vm: None
+        for vm in records.refs("VM"):
+            self._refresh(vm, records.get("VM", vm))
+        self._end = records.subscribe(self._note)
+
+    def stop(self) -> None:
+        self._end()
+
+    def _note(self, change: Change) -> None:
+        if change.cls == "VM" and change.record is not None:
+            try:
+                self._refresh(change.ref, self._records.get("VM", change.ref))
+            except HandleInvalid:
+                pass  # destroyed since
+
+    def _refresh(self, vm: str, record: Record) -> None:
+        now = allowed(record)
+        if record["allowed_operations"] != now:
+            self._records.update("VM", vm, allowed_operations=now)
+
+    def check_free(self, vm: str) -> None:
+        """OtherOperationInProgress if the VM is busy."""
+        for task, operation in self._records.get("VM", vm)["current_operations"].items():
+            raise OtherOperationInProgress("VM", vm, operation, task)
+
+    def require(self, vm: str, *states: str) -> Record:
+        """The record, if its power state is one of these. VmBadPowerState."""
+        record = self._records.get("VM", vm)
+        if record["power_state"] not in states:
+            raise VmBadPowerState(vm, ", ".join(states).lower(), record["power_state"].lower())
+        return record
+
+    def begin_operation(self, vm: str, operation: str, task: str) -> None:
+        """Mark the VM busy. OtherOperationInProgress, HandleInvalid."""
+        self.check_free(vm)
+        self._records.update("VM", vm, current_operations={task: operation})
+
+    def end_operation(self, vm: str, task: str) -> None:
+        """The VM is free again; no VM, no harm."""
+        try:
+            current = self._records.get("VM", vm)["current_operations"]
+        except HandleInvalid:
+            return
+        if task in current:
+            self._records.update("VM", vm, current_operations={t: o for t, o in current.items() if t != task})
+            self.freed(vm)
+
+    @contextmanager
+    def operation(self, vm: str, operation: str, task: str) -> Iterator[None]:
+        """The VM is busy inside."""
+        self.begin_operation(vm, operation, task)
+        try:
+            yield
+        finally:
+            self.end_operation(vm, task)

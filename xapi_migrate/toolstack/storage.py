@@ -1,0 +1,221 @@
+"""The SRs of this host: their records joined to the SM API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
+
+from xapi_migrate.errors import HandleInvalid, MigrateError, SrNotAttached, VdiInUse
+from xapi_migrate.sm.discovery import Drivers
+from xapi_migrate.sm.interfaces import ISR, ISRBackend, SRConfig, VDIInfo
+from xapi_migrate.store.interfaces import NULL, Record
+from xapi_migrate.store.records import Records
+from xapi_migrate.together import started
+
+MakeSR = Callable[[SRConfig, ISRBackend], ISR]
+_SECTOR = 512
+_OPERATIONS = ["vdi_create", "vdi_destroy", "scan", "update", "forget", "destroy", "unplug"]
+
+
+class Storage:
+    """`make` turns a backend into an ISR (Repository with the host's services); `host` is this host's ref."""
+
+    log = Logger()
+
+    def __init__(self, records: Records, drivers: Drivers, make: MakeSR, host: str) -> None:
+        self._records = records
+        self._drivers = drivers
+        self._make = make
+        self._host = host
+        self._attached: dict[str, ISR] = {}
+        self._locks: dict[str, DeferredLock] = {}
+
+    async def open(self) -> None:
+        """Attach every SR that has a PBD on this host. One that cannot be attached is logged and left unplugged."""
+        for pbd in self._records.find("PBD", host=self._host):
+            self._records.update("PBD", pbd, currently_attached=False)
+            try:
+                await self.plug(pbd)
+            except Exception:
+                self.log.failure("SR {sr} could not be attached", sr=self._records.get("PBD", pbd)["SR"])
+
+    # -- finding ------------------------------------------------------------------------------
+
+    def _ref(self, ref_or_uuid: str) -> str:
+        found = self._records.find("SR", uuid=ref_or_uuid)
+        return found[0] if found else ref_or_uuid
+
+    def sr(self, ref_or_uuid: str) -> ISR:
+        """The attached SR. HandleInvalid, SrNotAttached."""
+        ref = self._ref(ref_or_uuid)
+        self._records.get("SR", ref)
+        if ref not in self._attached:
+            raise SrNotAttached(ref)
+        return self._attached[ref]
+
+    def of_vdi(self, vdi: str) -> tuple[ISR, str]:
+        """The SR that holds a VDI (by ref), and the VDI's uuid. HandleInvalid, SrNotAttached."""
+        record = self._records.get("VDI", vdi)
+        return self.sr(record["SR"]), record["uuid"]
+
+    def _pbd(self, sr: str) -> str:
+        found = self._records.find("PBD", SR=sr, host=self._host)
+        if not found:
+            raise SrNotAttached(sr)
+        return found[0]
+
+    # -- SRs ----------------------------------------------------------------------------------
+
+    async def create(self, driver: str, device_config: dict[str, str], **fields: Any) -> str:
+        """A new SR, attached, with the VDIs that are in it. Its ref. SrUnknownDriver, InvalidValue, SrBackendFailure."""
+        self._drivers.get(driver)
+        sr = self._records.create("SR", type=driver, allowed_operations=list(_OPERATIONS), **fields)
+        try:
+            pbd = self._records.create("PBD", host=self._host, SR=sr, device_config=device_config)
+            await self.plug(pbd)
+            await self.scan(sr)
+        except BaseException:
+            attached = self._attached.pop(sr, None)
+            if attached is not None:
+                await attached.detach()
+            self.drop_records(sr)
+            raise
+        for pool in self._records.refs("pool"):
+            if self._records.get("pool", pool)["default_SR"] == NULL:
+                self._records.update("pool", pool, default_SR=sr)
+        return sr
+
+    async def plug(self, pbd: str) -> None:
+        """PBD.plug: attach the SR here."""
+        record = self._records.get("PBD", pbd)
+        sr: str = record["SR"]
+        if sr not in self._attached:
+            known = self._records.get("SR", sr)
+            config = SRConfig(known["uuid"], known["type"], dict(record["device_config"]))
+            repository = self._make(config, self._drivers.get(known["type"]).open_sr(config))
+            await repository.attach()
+            self._attached[sr] = repository
+        self._records.update("PBD", pbd, currently_attached=True)
+        await self.update_sr(sr)
+
+    async def unplug(self, pbd: str) -> None:
+        """PBD.unplug: detach the SR here. VdiInUse."""
+        sr = self._records.get("PBD", pbd)["SR"]
+        if sr in self._attached:
+            await self._attached[sr].detach()
+            del self._attached[sr]
+        self._records.update("PBD", pbd, currently_attached=False)
+
+    async def forget(self, sr: str) -> None:
+        """SR.forget: the records go, the data stays."""
+        self._records.get("SR", sr)
+        for pbd in self._records.find("PBD", SR=sr):
+            await self.unplug(pbd)
+        self.drop_records(sr)
+
+    async def destroy(self, sr: str) -> None:
+        """SR.destroy: the VDIs go too. VdiInUse."""
+        for vdi in self._records.find("VDI", SR=sr):
+            await self.destroy_vdi(vdi)
+        await self.forget(sr)
+
+    def drop_records(self, sr: str) -> None:
+        for cls in ("VDI", "PBD"):
+            for ref in self._records.find(cls, SR=sr):
+                self._records.destroy(cls, ref)
+        self._records.destroy("SR", sr)
+
+    async def update_sr(self, sr: str) -> None:
+        """Sizes in the record, from SR.stat."""
+        stat = await self.sr(sr).stat()
+        allocated = sum(self._records.get("VDI", vdi)["virtual_size"] for vdi in self._records.get("SR", sr)["VDIs"])
+        self._records.update(
+            "SR",
+            sr,
+            physical_size=stat.total,
+            physical_utilisation=stat.total - stat.free,
+            virtual_allocation=allocated,
+        )
+
+    async def scan(self, sr: str) -> None:
+        """SR.scan: new VDIs get records; records whose VDI is gone go, unless a VM still names it: then `missing`."""
+        repository = self.sr(sr)
+        async with _held(self._lock(sr)):
+            before = self._records.find("VDI", SR=sr)
+            there = {info.uuid: info for info in await repository.scan()}
+            for ref in before:
+                record = self._records.get("VDI", ref) if ref in self._records.refs("VDI") else None
+                if record is not None:
+                    self._refresh(ref, record, there.pop(record["uuid"], None))
+            for info in there.values():
+                self._introduce(sr, info)
+        await self.update_sr(sr)
+
+    def _refresh(self, ref: str, record: Record, info: VDIInfo | None) -> None:
+        if info is not None:
+            self._records.update(
+                "VDI", ref, missing=False, virtual_size=info.virtual_size, physical_utilisation=info.used
+            )
+        elif record["VBDs"]:
+            self._records.update("VDI", ref, missing=True)
+        else:
+            self._records.destroy("VDI", ref)
+
+    def _introduce(self, sr: str, info: VDIInfo, **fields: Any) -> str:
+        known = self._records.find("VDI", uuid=info.uuid)
+        if known:
+            if self._records.get("VDI", known[0])["SR"] != sr:
+                self.log.warn("VDI {uuid} is in two SRs; only the first is shown", uuid=info.uuid)
+            return known[0]
+        return self._records.create(
+            "VDI", uuid=info.uuid, SR=sr, location=info.uuid, managed=True, virtual_size=info.virtual_size,
+            physical_utilisation=info.used, read_only=info.read_only or fields.pop("read_only", False), **fields,
+        )  # fmt: skip
+
+    def _lock(self, sr: str) -> DeferredLock:
+        return self._locks.setdefault(sr, DeferredLock())
+
+    # -- VDIs ---------------------------------------------------------------------------------
+
+    async def create_vdi(self, sr: str, uuid: str, virtual_size: int, **fields: Any) -> str:
+        """VDI.create: `virtual_size` bytes, rounded up to whole sectors. SrFull, SrNotAttached."""
+        repository = self.sr(sr)
+        size = -(-virtual_size // _SECTOR) * _SECTOR
+        async with _held(self._lock(sr)):
+            info = await repository.vdi_create(uuid, size)
+            ref = self._introduce(sr, info, **fields)
+        await self.update_sr(sr)
+        return ref
+
+    async def destroy_vdi(self, vdi: str) -> None:
+        """VDI.destroy. VdiInUse while a VM has it attached."""
+        record = self._records.get("VDI", vdi)
+        for vbd in record["VBDs"]:
+            if self._records.get("VBD", vbd)["currently_attached"]:
+                raise VdiInUse(vdi, "attached to a running VM")
+        repository, uuid = self.of_vdi(vdi)
+        async with _held(self._lock(record["SR"])):
+            await repository.vdi_destroy(uuid)
+            for vbd in record["VBDs"]:
+                self._records.destroy("VBD", vbd)
+            self._records.destroy("VDI", vdi)
+        try:
+            await self.update_sr(record["SR"])
+        except (HandleInvalid, MigrateError):
+            pass
+
+
+class _held:
+    """async with, for Twisted's lock."""
+
+    def __init__(self, lock: DeferredLock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        await started(self._lock.acquire())
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._lock.release()

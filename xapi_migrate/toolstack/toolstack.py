@@ -1,0 +1,80 @@
+"""The toolstack put together: storage, VMs, their calls, and what the migration engine needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
+from xapi_migrate.sm.discovery import Drivers
+from xapi_migrate.sm.interfaces import ISR, Attachment
+from xapi_migrate.toolstack.host_calls import HostCalls
+from xapi_migrate.toolstack.machine_calls import MachineCalls
+from xapi_migrate.toolstack.machines import Machines
+from xapi_migrate.toolstack.operations import Operations
+from xapi_migrate.toolstack.storage import MakeSR, Storage
+from xapi_migrate.toolstack.storage_calls import StorageCalls
+from xapi_migrate.xenapi.server import XenAPIServer
+
+
+class Toolstack:
+    """What `migration.host.Toolstack` asks for, by storage, machines and operations."""
+
+    def __init__(self, storage: Storage, machines: Machines, operations: Operations) -> None:
+        self.storage = storage
+        self.machines = machines
+        self.operations = operations
+
+    async def open(self) -> None:
+        """After the domain driver and the SM services were opened, before the engine takes up its migrations."""
+        await self.storage.open()
+        await self.machines.open()
+
+    async def close(self) -> None:
+        """Let go; SRs stay attached, domains go on."""
+        await self.machines.close()
+        self.operations.stop()
+
+    def sr(self, ref: str) -> ISR:
+        return self.storage.sr(ref)
+
+    def disks(self, vm: str) -> list[str]:
+        return self.machines.disks(vm)
+
+    def domain_of(self, vm: str) -> str:
+        return self.machines.domain_of(vm)
+
+    def set_domain(self, vm: str, domain: str) -> None:
+        self.machines.set_domain(vm, domain)
+
+    def spec_of(self, vm: str, domain: str, attachments: Mapping[str, Attachment]) -> DomainSpec:
+        return self.machines.spec_of(vm, domain, attachments)
+
+    def begin_operation(self, vm: str, operation: str, task: str) -> None:
+        self.operations.begin_operation(vm, operation, task)
+
+    def end_operation(self, vm: str, task: str) -> None:
+        self.operations.end_operation(vm, task)
+
+
+def make_toolstack(
+    server: XenAPIServer,
+    drivers: Drivers,
+    make_sr: MakeSR,
+    domains: IDomainDriver,
+    host: str,
+    state_dir: Path,
+    clock: Any,
+) -> Toolstack:
+    """`host` is this host's ref (prepare_host). Its calls are registered with the server."""
+    records = server.records
+    storage = Storage(records, drivers, make_sr, host)
+    operations = Operations(records)
+    machines = Machines(records, storage, domains, operations, host, state_dir)
+    server.dispatcher.register(
+        HostCalls(records, server.tasks),
+        StorageCalls(records, storage),
+        MachineCalls(records, machines, operations, clock),
+    )
+    return Toolstack(storage, machines, operations)
