@@ -50,7 +50,7 @@ class FakeStorage:
     disks: dict[str, bytearray] = attrs.Factory(dict)
     nonces: dict[str, str] = attrs.Factory(dict)
     writers: dict[str, object] = attrs.Factory(dict)
-    """The SR object (so: the host) that has a VDI open for its domain; a second one is refused, as by an image's lock."""
+    """The SR object (so: the host) that has a VDI open for its domain; a second one is refused, as by a lock."""
 
 
 @attrs.define(eq=False)
