@@ -34,14 +34,17 @@ class _Steps:
     def __init__(self, clock: Any, work: Generator[None, None, None]) -> None:
         self._clock = clock
         self._work = work
-        self._stopped = False
+        self._stopped = self._working = False
         self._next = clock.callLater(0, self._step)
 
     def _step(self) -> None:
+        self._working = True
         try:
             next(self._work)
         except StopIteration:
             return
+        finally:
+            self._working = False
         if self._stopped:  # by somebody who waited for what the work just told
             self._work.close()
             return
@@ -51,7 +54,7 @@ class _Steps:
         self._stopped = True
         if self._next.active():
             self._next.cancel()
-        if not self._work.gi_running:
+        if not self._working:
             self._work.close()
 
 
