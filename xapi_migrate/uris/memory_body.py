@@ -15,7 +15,7 @@ from zope.interface import implementer
 from ..migration.interfaces import IIncomingMemory, IReceiving
 from .pair import adopt
 from .reply import Reply, refused
-from .socket_options import expect_life, local_pair, tcp_socket
+from .socket_options import expect_life, local_pair, read_more, tcp_socket
 
 if TYPE_CHECKING:
     from .request import MigrationRequest
@@ -60,8 +60,10 @@ class CarriedMemory:
         self._request.without_time_out()
         self._channel.transport.pauseProducing()
         expect_life(tcp_socket(self._channel.transport))
+        read_more(self._channel.transport)
         ours, self._theirs = local_pair()
         self._sink = adopt(self._reactor, ours, _Sink(self)).transport
+        read_more(self._sink)
         self._sink.registerProducer(self, True)
 
         async def put() -> None:

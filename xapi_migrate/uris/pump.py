@@ -9,6 +9,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from .peer_response import ResponseReader
+from .socket_options import read_more
 
 
 class Pump(Protocol):
@@ -23,6 +24,8 @@ class Pump(Protocol):
 
     def connectionMade(self) -> None:
         self._running = True
+        read_more(self.transport)
+        read_more(self._out)
         self._out.registerProducer(self.transport, True)
 
     def dataReceived(self, data: bytes) -> None:

@@ -12,6 +12,10 @@ SILENCE = 10
 PAIR_BUFFER = 1 << 20
 """Bytes that a local pair holds, each way."""
 
+AT_ONCE = 256 << 10
+"""Bytes that the reactor reads at once from what a memory stream goes through. With twisted's 64 KiB a carried
+stream is less than half as fast."""
+
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received in struct tcp_info of linux/tcp.h
 
 
@@ -22,6 +26,14 @@ def tcp_socket(transport: Any) -> socket.socket | None:
         if transport is None or not hasattr(transport, "getHandle"):
             return None
     return handle
+
+
+def read_more(transport: Any) -> None:
+    """Let the reactor read AT_ONCE bytes at a time from a transport, or from that under its TLS."""
+    while transport is not None:
+        if hasattr(transport, "bufferSize"):
+            transport.bufferSize = AT_ONCE
+        transport = getattr(transport, "transport", None)
 
 
 def expect_life(sock: socket.socket | None) -> None:
