@@ -130,9 +130,13 @@ class FileJournals:
             role, _, migration = path.stem.partition("-")
             entries, length = _parse(path.read_bytes())
             if entries:
+                # What is readable may not be durable yet: the daemon may have died between write and fsync. It must
+                # be before anything is done because of it.
+                _sync(path, os.O_RDWR)
                 found.append(FileJournal(path, role, migration, entries, length))
             else:
                 path.unlink()  # nothing was promised
+        _sync(self._folder)
         return found
 
 
@@ -166,17 +170,17 @@ def _append(path: Path, length: int, line: bytes) -> int:
     finally:
         os.close(descriptor)
     if new:
-        _sync_folder(path.parent)
+        _sync(path.parent)
     return length + len(line)
 
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,7 +23,7 @@ MOST_NICS = 16
 LARGEST_DISK = 1 << 46
 
 # What a client may have set and a guest may need; never keys that name host files, devices or driver domains.
-VM_STRINGS = ("name_label", "name_description", "user_version", "HVM_boot_policy", "PV_bootloader", "PV_args")
+VM_STRINGS = ("name_label", "name_description", "HVM_boot_policy", "PV_bootloader", "PV_args")
 VM_TEXT_MAPS = {
     "platform": re.compile(r"acpi|apic|nx|pae|viridian|timeoffset|device_id|videoram|vga|usb"),
     "other_config": re.compile(
@@ -120,8 +120,8 @@ def _vm_fields(vm: dict[str, Any], memory: int) -> dict[str, Any]:
         fields[name] = _text_map(vm.get(name), allowed)
     for name in ("memory_static_max", "memory_dynamic_max", "memory_dynamic_min", "memory_static_min"):
         fields[name] = min(memory, _number(vm, name, 0, 1 << 46))
-    for name in ("VCPUs_max", "VCPUs_at_startup"):
-        fields[name] = _number(vm, name, 0, 512)
+    for name, most in (("VCPUs_max", 512), ("VCPUs_at_startup", 512), ("user_version", 1 << 31)):
+        fields[name] = _number(vm, name, 0, most)
     for name, choices in (
         ("actions_after_shutdown", ("destroy", "restart")),
         ("actions_after_reboot", ("destroy", "restart")),

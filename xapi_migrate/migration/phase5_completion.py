@@ -120,10 +120,11 @@ async def _take_back_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
         await attempt(migration.story, "activate", disk.sr.vdi_activate(disk.vdi_uuid))
 
 
-async def take_leave(migration: Outgoing, outcome: Outcome) -> None:
-    """Tell the receiver how it ended until it has heard, so that it can forget; then the journal goes."""
+async def take_leave(migration: Outgoing, outcome: Outcome, told: bool) -> None:
+    """Tell the receiver how it ended until it has heard (`told`: it has), so that it can forget; then the journal
+    goes."""
     try:
-        for _ in range(FAREWELLS):
+        for _ in range(0 if told else FAREWELLS):
             if await farewell(migration, outcome):
                 break
             await task.deferLater(migration.host.clock, migration.host.config.times.ask)

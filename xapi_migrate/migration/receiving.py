@@ -87,7 +87,7 @@ class Receiving:
         self._machine.abort(TaskCancelled(task.ref if task else ""))
 
     def domain_ended(self, reason: Exception) -> None:
-        """The domain ended by itself. Before COMMIT that is the end of the migration; afterwards it is the VM's affair."""
+        """The domain ended by itself: before COMMIT that ends the migration, afterwards it is the VM's affair."""
         if self.state in ("ReceivingMemory", "AwaitingDone", "Activating"):
             self._machine.failed(reason)
 

@@ -38,6 +38,7 @@ class Sending:
         self._outcome = Outcome.ABORTED
         self._answer = Answer(Outcome.OPEN)
         self._forgetful = False
+        self._told = False
         host = migration.host
         self._pulse = Pulse(
             host.clock, host.config.times, migration.peer, migration.story, self._moved, self._machine.failed
@@ -193,7 +194,7 @@ class Sending:
         told = started(phase5_completion.farewell(self.migration, Outcome.ABORTED))
         told.addTimeout(FAREWELL_SECONDS, self.migration.host.clock)
         try:
-            await told
+            self._told = await told
         except Exception as failure:
             self.migration.story.note(f"the receiver could not be told yet: {failure}")
 
@@ -210,7 +211,7 @@ class Sending:
         self._stop_all()
         self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
         if not self._forgetful:
-            self.migration.host.later(phase5_completion.take_leave(self.migration, self._outcome))
+            self.migration.host.later(phase5_completion.take_leave(self.migration, self._outcome, self._told))
 
     def _stop_all(self) -> None:
         self._pulse.stop()
@@ -234,11 +235,7 @@ class Sending:
     def _failure(self, text: str, cause: Exception | None = None) -> Exception:
         story = self.migration.story
         where = f" (last step {story.last.id}: {story.last.text})" if isinstance(story.last, Step) else ""
-        if (
-            cause is not None
-            and isinstance(cause, MigrateError)
-            and cause.code not in ("INTERNAL_ERROR", "MIRROR_FAILED")
-        ):
+        if isinstance(cause, MigrateError) and cause.failure()[0] not in ("INTERNAL_ERROR", "MIRROR_FAILED"):
             return cause
         return VmMigrateFailed(
             self.migration.vm, self.migration.host.name, self.migration.peer.destination, text + where
