@@ -6,8 +6,12 @@ Loaded by setup.cfg (-p), since the plugins' tests are beside this folder and no
 from __future__ import annotations
 
 import functools
+import os
 import shutil
+import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +39,19 @@ def pytest_configure(config: pytest.Config) -> None:
     globalLogPublisher.addObserver(_note_dropped)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
+    """A thread that somebody left would keep Python from ending, after all results are out."""
     globalLogPublisher.removeObserver(_note_dropped)
+    left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    for thread in left:
+        thread.join(2)
+    stacks = sys._current_frames()
+    for thread in [thread for thread in left if thread.is_alive() and thread.ident in stacks]:
+        where = "".join(traceback.format_stack(stacks[thread.ident or 0]))
+        print(f"a thread was left running by this session: {thread.name}\n{where}", flush=True)
+    if any(thread.is_alive() for thread in left):
+        os._exit(pytest.ExitCode.TESTS_FAILED)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

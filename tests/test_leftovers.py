@@ -102,3 +102,14 @@ def test_a_process_left_in_tmp_path_fails_the_session(short_tmp: Path) -> None:
     )
     assert done.returncode == 1, done.stdout
     assert "left behind by this session: process" in done.stdout
+
+
+def test_a_thread_left_running_fails_the_session_and_does_not_hold_it_up(short_tmp: Path) -> None:
+    done = run(
+        short_tmp,
+        "from threading import Thread\nimport time\n"
+        "def test_leaves():\n    Thread(target=time.sleep, args=[600], name='lazy').start()\n",
+    )
+    assert done.returncode == 1, done.stdout
+    assert "1 passed" in done.stdout
+    assert "a thread was left running by this session: lazy" in done.stdout
