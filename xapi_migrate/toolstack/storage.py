@@ -70,7 +70,7 @@ class Storage:
     # -- SRs ----------------------------------------------------------------------------------
 
     async def create(self, driver: str, device_config: dict[str, str], **fields: Any) -> str:
-        """A new SR, attached, with the VDIs that are in it. Its ref. SrUnknownDriver, InvalidValue, SrBackendFailure."""
+        """A new SR, attached, with the VDIs in it. Its ref. SrUnknownDriver, InvalidValue, SrBackendFailure."""
         self._drivers.get(driver)
         sr = self._records.create("SR", type=driver, allowed_operations=list(_OPERATIONS), **fields)
         try:

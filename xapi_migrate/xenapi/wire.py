@@ -104,10 +104,10 @@ class _Reader:
         return method, params
 
     def _each(self, parent: etree._Element, tag: str) -> list[etree._Element]:
-        children = list(parent)
-        self._seen += len(children)
+        self._seen += len(parent)
         if self._seen > MAX_ELEMENTS:
             raise Malformed(f"more than {MAX_ELEMENTS} elements")
+        children = list(parent)
         if any(child.tag != tag for child in children):
             raise Malformed(f"a {parent.tag} may have {tag} elements only")
         return children
