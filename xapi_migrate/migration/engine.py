@@ -202,8 +202,11 @@ class Engine:
 
     def _domain_changed(self, domain: str, state: DomainState) -> None:
         """A domain that ends by itself while it is being sent ends its migration."""
-        if state not in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.ABSENT):
-            return
+        if state in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.ABSENT):
+            # Later, because it may be told from within the very work that is to be stopped.
+            self._host.clock.callLater(0, self._domain_ended, domain, state)
+
+    def _domain_ended(self, domain: str, state: DomainState) -> None:
         for sending in list(self._outgoing.values()):
             if sending.migration.domain == domain:
                 sending.failed(DomainError(domain, self._host.name, "be sent", f"it is {state.value}"))

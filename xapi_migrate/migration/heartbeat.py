@@ -33,18 +33,25 @@ class Pulse:
         self._story = story
         self._moved = moved
         self._lost = lost
-        self._running: defer.Deferred[None] | None = None
+        self._running: defer.Deferred[Any] | None = None
 
     def start(self) -> None:
-        self._running = started(self._beat())
-        self._running.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
+        running: defer.Deferred[Any] = started(self._beat())
+        self._running = running
+
+        def over(reason: HeartbeatLost) -> None:
+            if self._running is running:
+                self._running = None
+                self._lost(reason)
+
+        running.addCallbacks(over, lambda failure: failure.trap(defer.CancelledError) and None)
 
     def stop(self) -> None:
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> HeartbeatLost:
         heard = self._clock.seconds()
         wait = self._times.heartbeat_interval
         while True:
@@ -65,8 +72,7 @@ class Pulse:
                 await self._moved()
             elif self._clock.seconds() - heard >= self._times.heartbeat_lost:
                 step = self._story.last.id if self._story.last else "none"
-                self._lost(HeartbeatLost(self._times.heartbeat_lost, step))
-                return
+                return HeartbeatLost(self._times.heartbeat_lost, step)
 
 
 class Listening:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from twisted.internet import task
 
@@ -45,14 +45,11 @@ async def poll(migration: Outgoing) -> bool:
     return all(disk.status and disk.status.state is not CopyState.PENDING for disk in migration.disks)
 
 
-async def watch(migration: Outgoing, failed: Callable[[Exception], None]) -> None:
-    """While memory is sent: a copy that fails is told at once."""
-    try:
-        while True:
-            await task.deferLater(migration.host.clock, migration.host.config.times.poll)
-            await poll(migration)
-    except CopyFailed as failure:
-        failed(failure)
+async def watch(migration: Outgoing) -> None:
+    """While memory is sent: ends with the CopyFailed of the first copy that fails, and only then."""
+    while True:
+        await task.deferLater(migration.host.clock, migration.host.config.times.poll)
+        await poll(migration)
 
 
 def replace_copiers(migration: Outgoing) -> list[Awaitable[None]]:

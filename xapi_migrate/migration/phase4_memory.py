@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.internet import defer
 from zope.interface import implementer
 
 from ..domains.interfaces import ISuspension
@@ -51,12 +50,22 @@ async def send_memory(migration: Outgoing) -> None:
 async def release(migration: Outgoing) -> None:
     """Steps 4.4 and 4.5, and the receiver's answer to 4.1. The rest of the stream goes out meanwhile: the domain's
     processors are stopped and its I/O is complete, so neither waits for the other."""
-    stream: list[defer.Deferred[None]] = []
-    if migration.suspension is not None and migration.memory_put is not None:
-        stream = [started(migration.suspension.proceed()), migration.memory_put]
     migration.story.step(Step.DEACTIVATE, f"VDI.deactivate of {len(migration.disks)} disks")
-    await together(*(_deactivate(migration, disk) for disk in migration.disks), *stream)
+    await together(_end_stream(migration), *(_deactivate(migration, disk) for disk in migration.disks))
     migration.story.step(Step.ALL_FINISHED, "all copies are finished, the receiver has the memory")
+
+
+async def _end_stream(migration: Outgoing) -> None:
+    suspension, put = migration.suspension, migration.memory_put
+    if suspension is None or put is None:
+        return
+    # The hypervisor's own reason says more than the receiver's, who only sees the stream break off.
+    finished = started(suspension.finished())
+    try:
+        await suspension.proceed()
+        await unless(put, finished)
+    finally:
+        finished.addErrback(lambda _: None)
 
 
 async def _deactivate(migration: Outgoing, disk: OutgoingDisk) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet import defer
+from twisted.internet import defer, task
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -269,6 +269,10 @@ class Receiving:
                 self._current = None
                 then()
 
+        def turn(result: object) -> defer.Deferred[object]:
+            # The machine moves in a turn of its own: this may be told from within work that it will stop.
+            return task.deferLater(self.migration.host.clock, 0, lambda: result)
+
         def failed(failure: Failure) -> None:
             if self._current is running:
                 self._current = None
@@ -277,6 +281,7 @@ class Receiving:
                 reason = failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure))
                 (otherwise or self._machine.failed)(reason)
 
+        running.addBoth(turn)
         running.addCallbacks(ended, failed)
         running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from twisted.internet import defer
+from twisted.internet import defer, task
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -93,8 +93,14 @@ class Sending:
         self._do(phase3_bulk_copy.copy_disks(self.migration), then)
 
     def send_memory(self) -> None:
-        self._watching = started(phase3_bulk_copy.watch(self.migration, self._machine.failed))
-        self._watching.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
+        watching = self._watching = started(phase3_bulk_copy.watch(self.migration))
+
+        def failed(failure: Failure) -> None:
+            if self._watching is watching:
+                self._watching = None
+                self._machine.failed(_exception(failure))
+
+        watching.addErrback(failed)
         self._do(phase4_memory.send_memory(self.migration), self._machine.suspended)
 
     def release(self) -> None:
@@ -150,12 +156,17 @@ class Sending:
                 self._current = None
                 then()
 
+        def turn(result: object) -> defer.Deferred[object]:
+            # The machine moves in a turn of its own: this may be told from within work that it will stop.
+            return task.deferLater(self.migration.host.clock, 0, lambda: result)
+
         def failed(failure: Failure) -> None:
             if self._current is running:
                 self._current = None
                 self._log_unexpected(failure)
                 self._machine.failed(_exception(failure))
 
+        running.addBoth(turn)
         running.addCallbacks(ended, failed)
         running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
 

@@ -139,8 +139,13 @@ class DirectPeer:
             receiving = self._find("PUT memory")
             incoming = _Incoming(there.fileno(), lambda: taken.happen(None))
             accepted = started(receiving.put_memory(incoming))
-            await unless(taken.wait(), accepted)
+            try:
+                await unless(taken.wait(), accepted)
+            except BaseException:
+                accepted.addErrback(lambda _: None)
+                raise
             await memory.begin(here.fileno())
+            here.close()  # so that the receiver sees the end when the hypervisor lets go
             await accepted
 
         try:

@@ -63,12 +63,16 @@ class SimTask:
     cancel_with: Callable[[], None] | None = None
     status: str = "pending"
     value: object = None
+    at_step: Callable[[str], None] = lambda step: None
+    """Called with each step's id and text."""
 
     def set_progress(self, progress: float) -> None:
         self.progress.append(progress)
 
     def set_other(self, key: str, value: str) -> None:
         self.other[key] = value
+        if key == "step":
+            self.at_step(value)
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
         self.cancel_with = callback
@@ -84,10 +88,12 @@ class SimTask:
 class SimTasks:
     def __init__(self) -> None:
         self.all: list[SimTask] = []
+        self.begun: Callable[[SimTask], None] = lambda task: None
 
     def begin(self, label: str, description: str) -> SimTask:
         task = SimTask(f"OpaqueRef:{uuid4()}")
         self.all.append(task)
+        self.begun(task)
         return task
 
     def succeed(self, task: Any, value: str) -> None:
