@@ -113,6 +113,11 @@ class TlsEndpoint:
         return listening
 
 
+def scheme(description: str) -> str:
+    """The scheme of what one of the configuration's `listen` strings serves."""
+    return "https" if description.startswith((PREFIX, "ssl:")) else "http"
+
+
 def server_endpoint(reactor: Any, description: str, identity: HostIdentity) -> IStreamServerEndpoint:
     """The endpoint of one of the configuration's `listen` strings: those of Twisted, and `tls:`, which takes what
     `tcp:` takes. ValueError if it cannot be read."""

@@ -56,13 +56,6 @@ class Guest:
         self.sock.setblocking(True)
         return self.sock
 
-    def die(self) -> None:
-        """As when its process is killed: its duplicate is gone, whatever a thread is doing with it."""
-        assert self.sock is not None
-        if self.sock.family == socket.AF_UNIX:
-            self.sock.shutdown(socket.SHUT_RDWR)  # its thread must leave recv; a killed process needs no help
-        self.sock.close()
-
 
 @implementer(IOutgoingMemory)
 class Writer(Guest):
@@ -116,6 +109,14 @@ class Reader(Guest):
     async def read(self, memory: Any) -> None:
         verifyObject(IIncomingMemory, memory)
         sock = self.duplicate(memory.fileno())
+        self.options = [
+            sock.family == socket.AF_INET and sock.getsockopt(*option)
+            for option in (
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            )
+        ]
         memory.taken()
         await threads.deferToThread(self._read, sock)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import pytest_twisted
@@ -124,3 +125,16 @@ async def test_errors_by_hand(served, curl, tmp_path):
     for path in ("/migrate", "/%6digrate", "/migrate/..", "/migrate/" + "w" * 43):
         status, _, body = await curl("", path=path)
         assert (status, body) == (404, b"Not found.\n")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("framing", ["Content-Length: 104857600", "Transfer-Encoding: chunked"])
+@pytest_twisted.ensureDeferred
+async def test_a_big_body_for_a_wrong_capability(served, curl, tmp_path, scheme, framing):
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(100 << 20)
+    began = time.monotonic()
+    options = ("-T", str(big), "-H", "Expect:", "-H", framing)
+    assert (await curl("", *options, scheme=scheme, path=f"/migrate/{'w' * 43}/memory"))[0] == 404
+    assert time.monotonic() - began < 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 
@@ -12,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from xapi_migrate.config import MigrationTimes
 from xapi_migrate.errors import DomainError, MigrationAborted, PeerSilent, RemoteError, WrongMoment
+from xapi_migrate.uris import memory_socket
 from xapi_migrate.uris.peer import HttpPeer
 
 from . import raw
@@ -177,6 +179,46 @@ async def test_the_answer_of_a_failed_stream_reaches_a_sender_that_goes_on_sendi
     await client.close()
 
 
+@pytest_twisted.ensureDeferred
+async def test_bytes_that_the_daemon_does_not_see_are_signs_of_life(served, monkeypatch):
+    monkeypatch.setattr(memory_socket, "LOOK", 0.1)
+    client = await raw.connect(served.port)
+    client.send(raw.upgrade(served.path))
+    await client.sees(b"\r\n\r\n")
+    await sleep(0.25)
+    client.send(struct.pack("!Q", 3))
+    before = served.receiving.touched
+    await until(lambda: served.receiving.touched > before)
+    quiet = served.receiving.touched
+    await sleep(0.4)
+    assert served.receiving.touched == quiet  # silence is none
+    client.send(b"abc")
+    await client.sees(b"HTTP/1.1 200 OK\r\n")
+    await client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_silent_connection_is_broken_by_the_kernel(served):
+    """Both ends ask for it, before the hypervisors get the socket."""
+    expected = [10_000, 1, 5]
+    sent = []
+
+    class Asking(Writer):
+        async def begin(self, fd):
+            await super().begin(fd)
+            sent.extend(
+                self.sock.getsockopt(*option)
+                for option in (
+                    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                )
+            )
+
+    await peer_of(served.http).put_memory(Asking(MIB))
+    assert served.receiving.reader.options == sent == expected
+
+
 # -- the sender ----------------------------------------------------------------------------------
 
 
@@ -279,18 +321,18 @@ async def test_no_final_answer_is_silence(served):
     hold.set()
 
 
-@pytest.mark.parametrize("takes_socket", [True, False])
+@WAYS
 @pytest_twisted.ensureDeferred
-async def test_a_slow_receiver_holds_the_sender_back(served, takes_socket):
+async def test_a_slow_receiver_holds_the_sender_back(served, scheme, takes_socket):
     """Nothing between the hypervisors keeps more than buffers: the writer stands still while the reader does."""
     hold = threading.Event()
     served.receiving.reader = Reader(hold=hold)
     writer = Writer(128 * MIB, takes_socket)
-    sending = Deferred.fromCoroutine(peer_of(served.http).put_memory(writer))
+    sending = Deferred.fromCoroutine(peer_of(getattr(served, scheme)).put_memory(writer))
     await until(lambda: writer.moved)
-    await sleep(1)
+    await sleep(0.7)
     stood_at = writer.moved
-    await sleep(0.5)
+    await sleep(0.3)
     assert writer.moved == stood_at < 20 * MIB
     hold.set()
     await sending

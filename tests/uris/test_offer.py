@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xapi_migrate.errors import UriInvalid
 from xapi_migrate.uris.capability import Capability, find, opens
-from xapi_migrate.uris.offer import Listener, build, parse
+from xapi_migrate.uris.offer import Listener, build, listeners, parse
 
 CAPABILITY = "Abc-_" + "x" * 38
 PRINT = "ab" * 32
@@ -123,3 +123,14 @@ def test_no_error_shows_the_capability(before, after):
             parse(uri)
         except UriInvalid as error:
             assert CAPABILITY not in str(error) + repr(error) + str(error.failure())
+
+
+def test_what_is_offered_is_what_a_sender_can_reach():
+    bound = [Listener("http", "127.0.0.1", 80), Listener("https", "0.0.0.0", 443), Listener("https", "::", 443)]
+    assert listeners(bound, [], "host-1") == [Listener("http", "127.0.0.1", 80), Listener("https", "host-1", 443)]
+    assert listeners(bound[:2], ["10.0.0.1", "fd00::1"], "host-1") == [
+        Listener("http", "10.0.0.1", 80),
+        Listener("http", "fd00::1", 80),
+        Listener("https", "10.0.0.1", 443),
+        Listener("https", "fd00::1", 443),
+    ]

@@ -40,6 +40,20 @@ class Listener:
     port: int
 
 
+def listeners(bound: Sequence[Listener], addresses: Sequence[str], host_name: str) -> list[Listener]:
+    """Where to offer what is served at `bound` (scheme and local address of each listening port).
+
+    Each of the configured `addresses` with each port; none configured: the addresses that are bound, and
+    `host_name` in the place of a wildcard, which is no address that a sender could use.
+    """
+    offered = [
+        Listener(one.scheme, address, one.port)
+        for one in bound
+        for address in addresses or [host_name if one.address in ("0.0.0.0", "::", "") else one.address]
+    ]
+    return list(dict.fromkeys(offered))
+
+
 @attrs.frozen
 class MigrationUri:
     """One URI, taken apart. Neither its str nor its repr shows the capability."""

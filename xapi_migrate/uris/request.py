@@ -28,7 +28,7 @@ LINGER = 2.0
 """Seconds for which a refused request's body is read and thrown away, so that the client sees the refusal before
 the connection ends."""
 LINGER_BYTES = 256 << 10
-"""No more of it than this is read."""
+"""After so many bytes no more are read."""
 
 
 class MigrationRequest(server.Request):
@@ -177,6 +177,7 @@ class MigrationRequest(server.Request):
 
     def _write(self, reply: Reply) -> None:
         self.setResponseCode(reply.status, http.RESPONSES.get(reply.status, b"Refused"))
+        self._web.setHeader(b"Date", http.datetimeToString())
         self._web.setHeader(b"Content-Type", reply.content_type.encode())
         self._web.setHeader(b"Content-Length", str(len(reply.body)).encode())
         self._web.setHeader(b"X-Content-Type-Options", b"nosniff")
@@ -187,8 +188,8 @@ class MigrationRequest(server.Request):
 
     def _throw_away(self, data: bytes) -> None:
         self._thrown_away += len(data)
-        if self._thrown_away > LINGER_BYTES:
-            self._end()
+        if self._thrown_away > LINGER_BYTES and self._channel is not None:
+            self._channel.transport.pauseProducing()  # a client that cannot send on looks at what it was told
 
     def _end(self) -> None:
         if self._channel is not None:

@@ -95,4 +95,6 @@ def _text(value: dict[str, Any], name: str) -> str:
     text = value.get(name)
     if not isinstance(text, str):
         raise Malformed(f"{name} is missing")
+    if len(text) > 1000 or not text.isprintable():
+        raise Malformed(f"{name} is not one short line")
     return text
