@@ -110,9 +110,14 @@ class Hosts:
         folder = self.root / f"disk-{len(self._exporters)}"
         folder.mkdir()
         ticker.write_image(folder / "image", size, guest)
-        exporter = await Exporter(folder / "exporter", folder / "image").open()
+        return await self.export(folder / "image")
+
+    async def export(self, image: Path) -> Exporter:
+        """A raw file, exported."""
+        folder = self.root / f"exporter-{len(self._exporters)}"
+        exporter = Exporter(folder, image)
         self._exporters.append(exporter)
-        return exporter
+        return await exporter.open()
 
     def spec(self, *disks: Exporter, host: str = "sender", memory: int = 64 * MIB, vm_uuid: str = "") -> DomainSpec:
         domain_id = str(uuid4())

@@ -52,7 +52,7 @@ def test_disks_have_places_of_their_own_and_keep_their_requests():
     assert "id=vbd0,addr=0x9," in first
     assert "id=vbd1,addr=0xa," in second
     assert "werror=stop,rerror=stop" in first
-    assert "werror=stop,rerror=stop" in second
+    assert "werror=report,rerror=stop" in second  # it is read-only
     assert first.endswith("serial=a-serial-number-that,bootindex=0")
     assert "bootindex" not in second
     node, read_only = after("-blockdev", argv())

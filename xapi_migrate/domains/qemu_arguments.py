@@ -52,7 +52,8 @@ def _disk(disk: DomainDisk, boot_index: int, config: QEMUConfig) -> list[str]:
         f"virtio-blk-pci,drive={node},id=vbd{disk.device},addr={_slot(_FIRST_DISK, _LAST, disk.device, 'disk')},"
         # QEMU lets the guest run on by itself when a stream fails, whether the disks are active by then or not. A
         # request that fails then stops the domain, and is made again when it goes on.
-        "werror=stop,rerror=stop,share-rw=on,cyls=16383,heads=16,secs=63"
+        # A write to a read-only disk would fail each time, so the guest is told.
+        f"werror={'report' if disk.read_only else 'stop'},rerror=stop,share-rw=on,cyls=16383,heads=16,secs=63"
     )
     if disk.serial:
         device += f",serial={_quoted(disk.serial[:20])}"

@@ -49,19 +49,16 @@ class Ticker:
         )  # fmt: skip
         return bytes(sector)
 
-    def lba(self, counter: int) -> int:
-        """The sector that holds the counter."""
-        return 1 + counter % self.span
-
-    def lost(self, image: Path, printed: list[int]) -> list[int]:
-        """Of the counters that were printed, those that should still be on the disk (a raw image) and are not."""
+    def lost(self, image: Path, printed: list[int], first: int = 1) -> list[int]:
+        """Of the counters that were printed, those that should still be on the disk (a raw image) and are not.
+        `first`: the sector at which the area for them begins."""
         last = max(printed, default=0)
         lost = []
         with image.open("rb") as file:
             for counter in sorted(set(printed)):
                 if counter <= last - self.span + 1:
                     continue  # a later one may be in its place, or on its way there
-                file.seek(self.lba(counter) * SECTOR)
+                file.seek((first + counter % self.span) * SECTOR)
                 if file.read(8) != b"TICK" + struct.pack("<I", counter):
                     lost.append(counter)
         return lost
