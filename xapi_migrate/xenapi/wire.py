@@ -7,7 +7,10 @@ the endpoint. Answers have no white space, strings untagged, integers as untagge
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from lxml import etree
@@ -17,12 +20,15 @@ from xapi_migrate.xenapi.datamodel import timestamp
 
 MAX_DEPTH = 64
 MAX_ELEMENTS = 20_000
+MAX_PARAMS = 100
 CONTENT_TYPE = b"text/xml"
 
 _SPACE = " \t\r\n"
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML cannot hold: control characters, surrogates and the two non-characters."""
 _REFERENCE = re.compile(rb"&#(?:x([0-9a-fA-F]+)|([0-9]+));")
+_SPECIAL = re.compile('[&<>"\\x00-\\x08\\x0b-\\x1f\ud800-\udfff\ufffe\uffff]').search
+"""Finds out quickly that a text can go out as it is."""
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\r": "&#13;"})
 
 
@@ -67,16 +73,18 @@ def _check_reference(found: re.Match[bytes]) -> None:
         raise InvalidValue("Invalid UTF-8 string in parameter", found[0].decode()[:20])
 
 
+_PARSER = etree.XMLParser(
+    encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False,
+    remove_comments=True, remove_pis=True,
+)  # fmt: skip
+
+
 def _tree(body: bytes) -> etree._Element:
-    parser = etree.XMLParser(
-        encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False,
-        remove_comments=True, remove_pis=True,
-    )  # fmt: skip
     start = body.find(b"<methodCall")
     if start < 0 or b"<!DOCTYPE" in body[:start]:
         raise Malformed("a document type declaration" if start >= 0 else "the document is not a methodCall")
     try:
-        root = etree.fromstring(body, parser)
+        root = etree.fromstring(body, _PARSER)
     except (etree.XMLSyntaxError, ValueError):
         raise Malformed("the document is not well-formed, or too deep") from None
     if root.getroottree().docinfo.internalDTD is not None:
@@ -96,6 +104,8 @@ class _Reader:
             if child.tag == "methodName":
                 method = (child.text or "").strip(_SPACE)
             elif child.tag == "params":
+                if len(child) > MAX_PARAMS:
+                    raise Malformed(f"more than {MAX_PARAMS} parameters")
                 params = [self._value(self._only(param, "value"), 1) for param in self._each(child, "param")]
             else:
                 raise Malformed("an element that a methodCall does not have")
@@ -185,31 +195,60 @@ def iso8601(moment: datetime) -> str:
 
 def escape(text: str) -> str:
     """Text inside an element; what XML cannot hold is left out."""
-    return fit(text).translate(_ESCAPES)
+    return fit(text).translate(_ESCAPES) if _SPECIAL(text) else text
+
+
+def _text(item: str) -> str:
+    return f"<value>{escape(item)}</value>"
+
+
+def _boolean(item: bool) -> str:
+    return "<value><boolean>1</boolean></value>" if item else "<value><boolean>0</boolean></value>"
+
+
+def _plain_integer(item: int) -> str:
+    return f"<value><i4>{int(item)}</i4></value>"
+
+
+def _integer(item: int) -> str:
+    return f"<value>{item}</value>"
+
+
+def _double(item: float) -> str:
+    return f"<value><double>{item:.16g}</double></value>"
+
+
+def _moment(item: datetime) -> str:
+    return f"<value><dateTime.iso8601>{iso8601(item)}</dateTime.iso8601></value>"
+
+
+def _array(items: Iterable[Any]) -> str:
+    return f"<value><array><data>{''.join(map(value, items))}</data></array></value>"
+
+
+@lru_cache(maxsize=4096)
+def _name(name: Any) -> str:
+    return f"<member><name>{escape(str(name))}</name>"
+
+
+def _struct(item: Mapping[Any, Any]) -> str:
+    members = "".join([f"{_name(name)}{value(inner)}</member>" for name, inner in item.items()])
+    return f"<value><struct>{members}</struct></value>"
+
+
+_FORMS: dict[type, Callable[[Any], str]] = {
+    str: _text, bool: _boolean, int: _integer, float: _double, PlainInt: _plain_integer, datetime: _moment,
+    list: _array, tuple: _array, set: _array, frozenset: _array, dict: _struct, MappingProxyType: _struct,
+    type(None): lambda item: "<value></value>",
+}  # fmt: skip
 
 
 def value(item: Any) -> str:
-    """One <value>."""
-    if isinstance(item, str):
-        return f"<value>{escape(item)}</value>" if item else "<value></value>"
-    if isinstance(item, bool):
-        return "<value><boolean>1</boolean></value>" if item else "<value><boolean>0</boolean></value>"
-    if isinstance(item, PlainInt):
-        return f"<value><i4>{int(item)}</i4></value>"
-    if isinstance(item, int):
-        return f"<value>{item}</value>"
-    if isinstance(item, float):
-        return f"<value><double>{item:.16g}</double></value>"
-    if item is None:
-        return "<value></value>"
-    if isinstance(item, datetime):
-        return f"<value><dateTime.iso8601>{iso8601(item)}</dateTime.iso8601></value>"
-    if isinstance(item, list | tuple | set | frozenset):
-        return f"<value><array><data>{''.join(map(value, item))}</data></array></value>"
-    members = "".join(
-        f"<member><name>{escape(str(name))}</name>{value(inner)}</member>" for name, inner in item.items()
-    )
-    return f"<value><struct>{members}</struct></value>"
+    """One <value>. TypeError for what XML-RPC has no form for."""
+    form = _FORMS.get(type(item))
+    if form is None:
+        raise TypeError(f"{type(item).__name__} cannot be answered")
+    return form(item)
 
 
 def success(result: Any) -> bytes:
