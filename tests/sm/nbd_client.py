@@ -11,7 +11,7 @@ from twisted.internet import defer, protocol
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 
-READ, WRITE, DISCONNECT, FLUSH, TRIM, ZEROES = range(6)
+READ, WRITE, FLUSH, TRIM, ZEROES = 0, 1, 3, 4, 6
 
 
 class NBDError(Exception):
@@ -61,8 +61,11 @@ class NBDClient(protocol.Protocol):
             if len(self._buffer) < 20:
                 return False
             kind, length = struct.unpack(">II", self._buffer[12:20])
-            if self._take(20 + length) is None:
+            reply = self._take(20 + length)
+            if reply is None:
                 return False
+            if kind == 3 and reply[20:22] == b"\0\0":  # NBD_REP_INFO, NBD_INFO_EXPORT
+                self.size = int.from_bytes(reply[22:30], "big")
             return True if kind != 1 and not kind & 0x80000000 else self._negotiated(kind)
         if len(self._buffer) < 16:
             return False

@@ -63,3 +63,36 @@ async def test_copy_under_writes_is_equal(tmp_path: Path, sender: str, receiver:
         )
         await ours.sr.vdi_detach(vdi)
         await ours.sr.copy_cancel("copy-1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_receiver_that_rounds_up_and_one_that_is_too_small(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, "qcow2", "raw") as (ours, theirs):
+        vdi = await make_disk(ours, 32 * MIB, filled=4 * MIB)
+        larger, _ = await begin_copy(ours, theirs, vdi, 36 * MIB, "larger")
+        await until(ours, "larger", CopyState.READY)
+        await ours.sr.copy_finish("larger")
+        assert (await ours.sr.copy_state("larger")).state is CopyState.FINISHED
+        await begin_copy(ours, theirs, vdi, 16 * MIB, "smaller")
+        status = await until(ours, "smaller", CopyState.FAILED, timeout=10)
+        assert "size" in status.error
+        await theirs.sr.vdi_close_url(larger, "migration-1")
+        with image(theirs, larger).open("r+b") as file:
+            file.truncate(32 * MIB)
+        assert await compare(image(ours, vdi), image(theirs, larger)) == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_disks_of_one_migration(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, "raw", "qcow2") as (ours, theirs):
+        disks = [await make_disk(ours, 64 * MIB, filled=8 * MIB) for _ in range(2)]
+        fresh = [
+            (await begin_copy(ours, theirs, vdi, 64 * MIB, f"copy-{number}"))[0] for number, vdi in enumerate(disks)
+        ]
+        for number in range(2):
+            await until(ours, f"copy-{number}", CopyState.READY)
+            await ours.sr.copy_finish(f"copy-{number}")
+            assert (await ours.sr.copy_state(f"copy-{number}")).state is CopyState.FINISHED
+        for ours_vdi, theirs_vdi in zip(disks, fresh, strict=True):
+            await theirs.sr.vdi_close_url(theirs_vdi, "migration-1")
+            assert await compare(image(ours, ours_vdi), image(theirs, theirs_vdi)) == ""

@@ -113,7 +113,6 @@ async def guest_on(host: Host, vdi: str, seed: int = 1) -> AsyncIterator[Guest]:
     attachment = await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
     await host.sr.vdi_activate(vdi)
     client = await connect(reactor, attachment.socket_path, attachment.export)
-    client.size = attachment.virtual_size
     guest = Guest(client, seed)
     try:
         yield guest

@@ -58,6 +58,8 @@ class Copier:
             daemon = self._daemon = await StorageDaemon.start(self._reactor, self.folder, self._timeouts)
             await daemon.execute("object-add", {"qom-type": "secret", "id": "chap", "data": url.password})
             await daemon.execute("blockdev-add", self._lun(lun, url.username), timeout=self._timeouts.attach)
+            # Not before: a datapath that is waiting would connect, find nothing, and come again late.
+            await daemon.serve_nbd()
             await daemon.execute(
                 "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": True}
             )
@@ -98,8 +100,8 @@ class Copier:
             await child.kill()
 
     async def refuse(self, size: int) -> None:
-        """In place of a dead copier, answer everything on its socket with an error: a datapath that waits for the
-        copier stops waiting."""
+        """From now on answer everything on its socket with an error: a datapath whose copier dies connects to this and
+        stops waiting."""
         if self._refuser is not None:
             return
         folder = self.folder / "refuser"
@@ -110,6 +112,7 @@ class Copier:
             for kind in ("read", "write", "write-zeroes", "discard", "flush", "block-status")
         ]
         await daemon.add_node(driver="blkdebug", node_name="refusing", image="nothing", inject_error=everything)
+        await daemon.serve_nbd()
         await daemon.execute(
             "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": "refusing", "name": EXPORT, "writable": True}
         )

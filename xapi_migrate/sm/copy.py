@@ -227,17 +227,18 @@ class Copy:
     # -- the end
 
     async def _abort(self) -> None:
-        """Free the datapath: the copier goes, then the job. While a drain holds the monitor up the job cannot
-        be asked, but it ends by itself once its writes are refused."""
+        """Free the datapath: its writes are refused from now on, then the copier goes, then the job.
+
+        In this order, because a datapath whose copier is gone waits for another one to answer on the socket, and
+        when it drains it does so with its monitor and the guest's I/O held up.
+        """
+        if self._swapping.locked:
+            await self.copier.kill()  # another one is just starting
+        await self._refuse_writes()
         await self.copier.kill()
-        attempts = 0
         while (mirror := self._mirror) is not None:
             mirror.abort()
-            attempts += 1
-            if attempts > 1:
-                await self.copier.kill()
-                await self._refuse_writes()
-            await mirror.changed(0.3)
+            await mirror.changed(0.2)
 
     async def _refuse_writes(self) -> None:
         async with _held(self._swapping):

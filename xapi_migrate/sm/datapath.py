@@ -29,6 +29,7 @@ from xapi_migrate.sm.timeouts import SMTimeouts
 
 DOMAIN, TARGET, COPY = "domain", "target", "copy"
 _STATE = "state.json"
+_TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost)
 _VIEW = "view"
 EXPORT = "disk"
 """The name of the NBD export."""
@@ -75,6 +76,7 @@ class Datapath:
     async def build(self) -> None:
         """The nodes of a new process."""
         await self._gate.build()
+        await self.daemon.serve_nbd()
         self.save()
 
     async def attach(self, user: str) -> None:
@@ -105,6 +107,7 @@ class Datapath:
                 await self._settle()
             except BaseException:
                 self.users[user] = before
+                await self._close_what_failed()
                 raise
             self.save()
 
@@ -145,6 +148,12 @@ class Datapath:
         if position is Position.SHUT and not needs_view:
             await self._gate.close_image()
 
+    async def _close_what_failed(self) -> None:
+        try:
+            await self._settle()
+        except (SrBackendFailure, *_TROUBLE):
+            pass  # the first failure is the one to tell
+
     async def _show_view(self) -> None:
         if TARGET in await self.daemon.exports():
             return
@@ -165,7 +174,7 @@ class Datapath:
         await self._lock.acquire()
         try:
             yield
-        except (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost) as failure:
+        except _TROUBLE as failure:
             reason = str(failure) if self.daemon.alive else f"its datapath died {self.daemon.child.errors()}"
             raise SrBackendFailure(f"VDI {self.of.vdi} ({what})", reason) from failure
         finally:

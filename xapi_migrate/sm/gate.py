@@ -98,7 +98,12 @@ class Gate:
 
     async def _add_refusing(self, name: str, over: str) -> None:
         await self._daemon.add_node(
-            driver="blkdebug", node_name=name, image=over, inject_error=_REFUSE_WRITES, read_only=self._read_only
+            driver="blkdebug",
+            node_name=name,
+            image=over,
+            inject_error=_REFUSE_WRITES,
+            discard="unmap",  # else discards are taken for done
+            read_only=self._read_only,
         )
 
     def _gate(self, child: str) -> dict[str, Any]:

@@ -40,12 +40,10 @@ class StorageDaemon:
 
     @classmethod
     async def start(cls, reactor: Any, folder: Path, timeouts: SMTimeouts) -> StorageDaemon:
-        """Start one that serves NBD on `folder`/nbd.sock. OSError, ConnectionError, TimeoutError, QMPError."""
+        """Start one that does nothing yet. OSError, ConnectionError, TimeoutError, QMPError."""
         child = await spawn(reactor, folder, ARGV)
         try:
-            daemon = cls(child, await connect(reactor, folder / MONITOR, lambda: child.alive, timeouts.start), timeouts)
-            await daemon.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": NBD}}})
-            return daemon
+            return cls(child, await connect(reactor, folder / MONITOR, lambda: child.alive, timeouts.start), timeouts)
         except BaseException:
             child.kill()
             raise
@@ -67,6 +65,10 @@ class StorageDaemon:
     ) -> defer.Deferred[Any]:
         """One monitor command, with the layer's time-out."""
         return self.qmp.execute(command, arguments, timeout=timeout or self._timeouts.command)
+
+    async def serve_nbd(self) -> None:
+        """Listen on nbd.sock in its folder."""
+        await self.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": NBD}}})
 
     async def nodes(self) -> dict[str, dict[str, Any]]:
         """Block nodes by name."""

@@ -1,0 +1,84 @@
+"""What is sm_file's own; the contract suite runs in the main tree."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from sm_file.driver import FileDriver
+
+from xapi_migrate.errors import InvalidValue, SrBackendFailure, SrFull
+from xapi_migrate.sm.interfaces import ImageFormat, ISRBackend, SRConfig
+
+MIB = 1 << 20
+
+
+def open_sr(location: Path, **config: str) -> ISRBackend:
+    return FileDriver().open_sr(SRConfig(str(uuid.uuid4()), "file", {"location": str(location), **config}))
+
+
+@pytest.mark.parametrize(
+    "config", [{"location": "relative"}, {"format": "vmdk"}, {"size_limit": "-1"}, {"size_limit": "much"}]
+)
+def test_wrong_device_config_is_said(tmp_path: Path, config: dict[str, str]) -> None:
+    with pytest.raises(InvalidValue):
+        FileDriver().open_sr(SRConfig("u", "file", {"location": str(tmp_path), **config}))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_directory_is_said_at_attach(tmp_path: Path) -> None:
+    with pytest.raises(SrBackendFailure, match="no directory"):
+        await open_sr(tmp_path / "absent").attach()
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest_twisted.ensureDeferred
+async def test_images_are_sparse_and_named_by_format(tmp_path: Path, kind: str) -> None:
+    backend, vdi = open_sr(tmp_path, format=kind), str(uuid.uuid4())
+    await backend.vdi_create(vdi, 512 * MIB)
+    location = await backend.vdi_location(vdi)
+    assert location.path == tmp_path / f"{vdi}.{kind}" and location.format is ImageFormat(kind)
+    assert location.path.stat().st_blocks * 512 < MIB
+    assert [path.name for path in tmp_path.iterdir()] == [f"{vdi}.{kind}"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_guest_cannot_change_the_format_by_writing_a_header(tmp_path: Path) -> None:
+    backend, vdi = open_sr(tmp_path), str(uuid.uuid4())
+    await backend.vdi_create(vdi, MIB)
+    with (tmp_path / f"{vdi}.raw").open("r+b") as file:
+        file.write(b"QFI\xfb" + bytes(20) + (1 << 40).to_bytes(8, "big"))
+    assert (await backend.vdi_location(vdi)).format is ImageFormat.RAW
+    assert [info.virtual_size for info in await backend.scan()] == [MIB]
+
+
+@pytest_twisted.ensureDeferred
+async def test_strangers_in_the_directory_are_no_vdis(tmp_path: Path) -> None:
+    (tmp_path / "readme.raw").write_text("not an image")
+    (tmp_path / f"{uuid.uuid4()}.qcow2").write_text("no header")
+    (tmp_path / f"{uuid.uuid4()}.new").write_text("a draft")
+    assert await open_sr(tmp_path).scan() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_limit_counts_virtual_sizes(tmp_path: Path) -> None:
+    backend = open_sr(tmp_path, size_limit=str(10 * MIB))
+    await backend.vdi_create(str(uuid.uuid4()), 8 * MIB)
+    stat = await backend.stat()
+    assert (stat.total, stat.free, stat.used) == (10 * MIB, 2 * MIB, 8 * MIB)
+    with pytest.raises(SrFull) as full:
+        await backend.vdi_create(str(uuid.uuid4()), 3 * MIB)
+    assert (full.value.requested, full.value.available) == (3 * MIB, 2 * MIB)
+
+
+@pytest.mark.parametrize("vdi", ["../escape", "", "11111111-2222-3333-4444-55555555555Z"])
+@pytest_twisted.ensureDeferred
+async def test_uuids_that_are_none_reach_no_file(tmp_path: Path, vdi: str) -> None:
+    backend = open_sr(tmp_path)
+    with pytest.raises(InvalidValue):
+        await backend.vdi_create(vdi, MIB)
+    await backend.vdi_destroy(vdi)
+    with pytest.raises(InvalidValue):
+        await backend.nonce_write("../escape", "x")

@@ -1,0 +1,95 @@
+"""Everything outlives the daemon; a new one finds it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+import pytest_twisted
+from twisted.internet import reactor, task
+
+from tests.sm.two_hosts import (
+    MIB,
+    QUICK,
+    Host,
+    begin_copy,
+    compare,
+    guest_on,
+    image,
+    make_disk,
+    open_sr,
+    two_hosts,
+    until,
+)  # fmt: skip
+from xapi_migrate.sm.interfaces import CopyState
+from xapi_migrate.sm.services import SMServices
+
+pytestmark = pytest.mark.system
+SIZE = 128 * MIB
+SLOW = attrs.evolve(QUICK, copy_speed=24 * MIB)
+
+
+async def restart(host: Host, kind: str) -> None:
+    """The daemon goes, another one comes."""
+    host.services.let_go()
+    host.services = SMServices(reactor, host.folder / "state", SLOW)
+    await host.services.recover()
+    host.sr = open_sr(host.services, host.folder / "sr", kind, host.sr.uuid)
+    await host.sr.attach()
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest_twisted.ensureDeferred
+async def test_both_daemons_restart_in_mid_copy(tmp_path: Path, kind: str) -> None:
+    async with two_hosts(tmp_path, kind, kind, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=48 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            guest.pause = 0.05
+            guest.start()
+            fresh, url = await begin_copy(ours, theirs, vdi, SIZE)
+            await task.deferLater(reactor, 0.3)
+            for host in (ours, theirs):
+                alive = host.services.alive()
+                await restart(host, kind)
+                assert host.services.alive() == alive
+            assert (await ours.sr.copy_state("copy-1")).state is CopyState.PENDING
+            assert await theirs.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1") == url
+            await until(ours, "copy-1", CopyState.READY)
+            await restart(ours, kind)
+            await guest.stop()
+            await ours.sr.vdi_deactivate(vdi)
+            assert (await ours.sr.copy_state("copy-1")).state is CopyState.FINISHED
+            await restart(ours, kind)
+            assert (await ours.sr.copy_state("copy-1")).state is CopyState.FINISHED
+            assert guest.failed == 0 and not guest.client.lost
+            await ours.sr.copy_cancel("copy-1")
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
+        assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_datapath_that_died_meanwhile_fails_its_copy(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=48 * MIB)
+        await begin_copy(ours, theirs, vdi, SIZE)
+        child = ours.services.datapaths.get(vdi).daemon.child
+        ours.services.let_go()
+        from xapi_migrate.processes.child import find
+
+        await find(reactor, child.folder).kill()
+        await restart(ours, "raw")
+        status = await ours.sr.copy_state("copy-1")
+        assert status.state is CopyState.FAILED and "died" in status.error
+        assert ours.services.alive().nothing
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_killed_datapath_leaves_no_mount(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, receiver="qcow2") as (_, theirs):
+        vdi = await make_disk(theirs, SIZE)
+        await theirs.sr.vdi_get_url(vdi, "m", "127.0.0.1")
+        assert len(theirs.services.alive().mounts) == 1
+        await theirs.services.datapaths.get(vdi).daemon.child.kill()
+        await restart(theirs, "qcow2")
+        assert theirs.services.alive().mounts == ()
