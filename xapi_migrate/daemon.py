@@ -1,0 +1,182 @@
+"""The daemon: all parts put together, opened in the order in which they need each other, closed in reverse.
+
+Closing lets go: domains, datapaths, copiers and the iSCSI target live on, and the next daemon finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet import defer
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from . import tls
+from .config import Config
+from .domains.interfaces import IDomainDriver
+from .domains.qemu import QEMUDriver
+from .errors import InvalidValue
+from .migration.engine import Engine
+from .migration.host import Host
+from .migration.journal import FileJournals
+from .processes.in_thread import in_thread
+from .sm.discovery import discover
+from .sm.interfaces import ISR, ISRBackend, SRConfig
+from .sm.repository import Repository
+from .sm.services import SMServices
+from .store.records import Records
+from .toolstack.this_host import free_memory, prepare_host
+from .toolstack.toolstack import Toolstack, make_toolstack
+from .uris import offer
+from .uris.capability import Capability
+from .uris.peer import HttpPeer
+from .uris.tree import MigrationTree
+from .xenapi.migration_calls import MigrationCalls
+from .xenapi.own_calls import data_model
+from .xenapi.passwords import PasswordFile
+from .xenapi.server import XenAPIServer, make_server
+
+log = Logger(namespace="xapi_migrate.daemon")
+
+
+class Daemon:
+    """One running daemon; made by `open_daemon`."""
+
+    def __init__(self) -> None:
+        self.ports: list[IListeningPort] = []
+        self.bound: list[offer.Listener] = []
+        self._closing: list[Callable[[], Awaitable[None] | None]] = []
+
+    def closes(self, step: Callable[[], Awaitable[None] | None]) -> None:
+        """What was opened now is closed by `step`, before what was opened earlier."""
+        self._closing.append(step)
+
+    async def close(self) -> None:
+        """Let go of everything; one part that fails does not keep the others."""
+        while self._closing:
+            step = self._closing.pop()
+            try:
+                work = step()
+                if work is not None:
+                    await work
+            except Exception:
+                log.failure("A part of the daemon could not be closed.")
+
+
+async def open_daemon(config: Config, reactor: Any) -> Daemon:
+    """Open everything; when this fires the daemon listens and every decision that an earlier one left open is made.
+    MigrateError, OSError or ValueError says what is wrong; nothing is left open then."""
+    daemon = Daemon()
+    try:
+        await _open(daemon, config, reactor)
+    except BaseException:
+        await daemon.close()
+        raise
+    return daemon
+
+
+async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
+    state_dir = config.state_dir.absolute()
+    for folder in (state_dir, state_dir / "migrations"):
+        await in_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+    identity = await in_thread(tls.HostIdentity.load, state_dir)
+    endpoints = [tls.server_endpoint(reactor, one, identity) for one in config.listen]
+
+    records = Records(data_model(), reactor, config.database or f"sqlite:///{state_dir / 'records.db'}")
+    daemon.closes(records.close)
+    await records.open()
+
+    drivers = await in_thread(discover)
+    for broken in drivers.broken:
+        log.error("Storage backend {where} cannot be used: {reason}", where=broken.where, reason=broken.reason)
+    services = SMServices(reactor, state_dir, iscsi_port=config.iscsi_port)
+    daemon.closes(services.let_go)
+    await services.recover()
+
+    domains = _domain_driver(config, reactor)
+    daemon.closes(domains.close)
+    await domains.open()
+
+    host = await prepare_host(records, state_dir, drivers.usable, _address(config))
+    users = config.users or str(state_dir / "users")
+    server = make_server(records, [PasswordFile(state_dir / users, reactor)], reactor, lambda: host)
+    daemon.closes(server.stop)
+    toolstack = make_toolstack(server, drivers, _make_sr(services), domains, host, state_dir, reactor)
+    daemon.closes(toolstack.close)
+    await toolstack.open()
+
+    engine = _engine(daemon, config, reactor, server, toolstack, domains, host, identity.fingerprint())
+    daemon.closes(engine.stop)
+    server.dispatcher.register(MigrationCalls(records, engine))
+    await engine.start(server.tasks.resume)
+    server.tasks.fail_orphans()
+    await toolstack.machines.resync()
+    server.start()
+
+    site = server.site(MigrationTree(engine, config.metadata_limit, reactor), config.request_limit)
+    for description, endpoint in zip(config.listen, endpoints, strict=True):
+        port = await endpoint.listen(site)
+        daemon.ports.append(port)
+        daemon.closes(lambda port=port: defer.maybeDeferred(port.stopListening))  # type: ignore[misc]
+        address: Any = port.getHost()
+        if hasattr(address, "port"):
+            daemon.bound.append(offer.Listener(tls.scheme(description), address.host, address.port))
+        log.info("listening: {description}", description=description)
+
+
+def _engine(
+    daemon: Daemon,
+    config: Config,
+    reactor: Any,
+    server: XenAPIServer,
+    toolstack: Toolstack,
+    domains: IDomainDriver,
+    host: str,
+    fingerprint: str,
+) -> Engine:
+    state_dir = config.state_dir.absolute()
+    name = str(server.records.get("host", host)["name_label"])
+
+    def uris_of(capability: Capability) -> list[str]:
+        return offer.build(
+            capability, offer.listeners(daemon.bound, config.addresses, name), config.schemes, fingerprint
+        )
+
+    return Engine(
+        Host(
+            name=name,
+            ref=host,
+            config=config,
+            clock=reactor,
+            records=server.records,
+            toolstack=toolstack,
+            domains=domains,
+            tasks=server.tasks,
+            journals=FileJournals(state_dir / "journal"),
+            peers=lambda uris: HttpPeer(reactor, uris, config.times, ""),
+            free_memory=free_memory,
+            stories=state_dir / "migrations",
+        ),
+        uris_of,
+    )
+
+
+def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:
+    if config.domains != "qemu":
+        raise InvalidValue("domains", config.domains)
+    driver: IDomainDriver = QEMUDriver(reactor, config.state_dir.absolute())
+    return driver
+
+
+def _make_sr(services: SMServices) -> Callable[[SRConfig, ISRBackend], ISR]:
+    def make(config: SRConfig, backend: ISRBackend) -> ISR:
+        sr: ISR = Repository(config, backend, services)
+        return sr
+
+    return make
+
+
+def _address(config: Config) -> str:
+    """The host's own address in its records: the first that is offered, else loopback."""
+    return config.addresses[0] if config.addresses else "127.0.0.1"
