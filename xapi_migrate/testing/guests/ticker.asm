@@ -115,6 +115,7 @@ disk:   mov ecx, [span]
         mov dl, 0x80
         mov cl, [disks]
 .next:  pusha
+        mov byte [packet + 2], 1        ; a write that fails leaves 0 there
         mov ax, 0x4300                  ; extended write
         mov si, packet
         int 0x13
