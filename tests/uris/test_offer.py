@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from xapi_migrate.errors import UriInvalid
 from xapi_migrate.uris.capability import Capability, find, opens
 from xapi_migrate.uris.offer import Listener, build, listeners, parse
+from xapi_migrate.uris.socket_options import plain_address
 
 CAPABILITY = "Abc-_" + "x" * 38
 PRINT = "ab" * 32
@@ -134,3 +135,16 @@ def test_what_is_offered_is_what_a_sender_can_reach():
         Listener("https", "10.0.0.1", 443),
         Listener("https", "fd00::1", 443),
     ]
+
+
+@pytest.mark.parametrize(
+    "bound, said",
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("fd00::1", "fd00::1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_the_local_address_is_said_as_others_know_it(bound, said):
+    assert plain_address(bound) == said

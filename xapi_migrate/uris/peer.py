@@ -24,7 +24,7 @@ class HttpPeer:
     log = Logger()
 
     def __init__(
-        self, reactor: Any, uris: Sequence[str], times: MigrationTimes, migration: str, trust_root: Any = None
+        self, reactor: Any, uris: Sequence[str], times: MigrationTimes, migration: str = "", trust_root: Any = None
     ) -> None:
         """`migration` its id, for the log. `trust_root`: an ITrustRoot in the place of the system's CAs, for https URIs
         without a fingerprint."""
@@ -75,7 +75,7 @@ class HttpPeer:
             if status == 200:
                 self._current = number
                 self.log.info(
-                    "migration {migration}: {destination} answers",
+                    "{destination} answers, migration {migration!r}",
                     migration=self._migration,
                     destination=connection.uri.destination,
                 )
@@ -83,7 +83,7 @@ class HttpPeer:
             report = f"it answered {status}"
         reports.append(f"{connection.uri.destination}: {report}.")
         self.log.warn(
-            "migration {migration}: {destination}: {report}",
+            "{destination}: {report}, migration {migration!r}",
             migration=self._migration,
             destination=connection.uri.destination,
             report=report,

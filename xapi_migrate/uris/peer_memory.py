@@ -168,7 +168,12 @@ class MemorySender:
         except defer.CancelledError:
             raise
         except Exception as why:
-            await _first_of(self._reactor, answered, task.deferLater(self._reactor, LAST_WORD))
+            pause: Deferred[None] = task.deferLater(self._reactor, LAST_WORD)
+            try:
+                await _first_of(self._reactor, answered, pause)
+            finally:
+                pause.addErrback(lambda _: None)
+                pause.cancel()
             if not answered.called:
                 raise
             head = await answered

@@ -20,7 +20,7 @@ from ..errors import InternalError, MigrateError
 from .exchange import Exchange, Whole
 from .memory import receive
 from .reply import Reply, failure
-from .socket_options import break_off, tcp_socket
+from .socket_options import break_off, plain_address, tcp_socket
 from .tree import MigrationTree, Streamed, below
 from .verb import Call, Verb
 
@@ -70,7 +70,8 @@ class MigrationRequest(server.Request):
         else:
             verb = admitted.verb
             acknowledge = ",".join(self.requestHeaders.getRawHeaders("acknowledge", []))
-            call = Call(admitted.receiving, admitted.number, self._web.getHost().host, acknowledge=acknowledge)
+            address = plain_address(self._web.getHost().host)
+            call = Call(admitted.receiving, admitted.number, address, acknowledge=acknowledge)
             self.exchange = Whole(self, verb.body_limit, lambda body: self._answer(verb, call, body))
         self.exchange.began(length)
 

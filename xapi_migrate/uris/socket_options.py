@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from typing import Any
 
 SILENCE = 10
-"""Seconds without an acknowledgement after which the kernel breaks a memory stream's connection."""
+"""Seconds without an acknowledgement after which the kernel breaks a memory stream's connection. Linux counts a
+receiver that acknowledges but reads nothing at all for so long as silent too."""
 
 PAIR_BUFFER = 1 << 20
 """Bytes that a local pair holds, each way."""
@@ -62,6 +64,13 @@ def break_off(sock: socket.socket | None) -> None:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it has ended already
+
+
+def plain_address(host: str) -> str:
+    """An address literal as others know it: a socket that listens on :: calls 10.0.0.1 ::ffff:10.0.0.1."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or host)
 
 
 def local_pair() -> tuple[socket.socket, socket.socket]:
