@@ -90,7 +90,7 @@ def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[s
     argv += ["-m", f"size={spec.memory // 1024}k", "-smp", str(spec.vcpus)]
     argv += ["-no-user-config", "-nodefaults", "-display", "none"]
     # The process stays when its guest powers off or panics: somebody has to be told, and the record put right.
-    argv += ["-action", "reboot=reset,shutdown=pause,panic=pause", "-boot", "strict=on"]
+    argv += ["-action", "reboot=reset,shutdown=pause,panic=pause"]
     argv += ["-qmp", f"unix:{MONITOR},server=on,wait=off"]
     if spec.console_path:
         argv += [
