@@ -17,6 +17,7 @@ import pytest
 
 from tests.leftovers import processes
 from xapi_migrate.cli.connection import Server
+from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.remains import mounts
 from xapi_migrate.testing.guests import ticker
 
@@ -134,3 +135,17 @@ def test_other_peoples_folders_are_left_alone(short_tmp: Path) -> None:
     assert done.returncode == 1
     assert "holds other things (precious)" in done.stderr
     assert [path.name for path in short_tmp.iterdir()] == ["precious"]
+
+
+def test_a_lab_whose_folder_was_taken_away_ends_only_its_own_daemons(short_tmp: Path) -> None:
+    """Another lab in a new folder of the same name has daemons with the same command lines."""
+    first, second = Lab(short_tmp / "lab", 1), Lab(short_tmp / "lab", 1)
+    with first:
+        first.folder.rename(short_tmp / "old")
+        with second:
+            started = first.hosts[0].process
+            first.end()
+            assert started is not None and not started.alive()
+            assert second.hosts[0].alive
+            second.hosts[0].wait_ready()
+    assert not second.hosts[0].alive

@@ -36,6 +36,7 @@ class Lab:
         self.guest = guest
         self.vms: list[dict[str, str]] = []
         self._settings = settings or {}
+        self._identity: tuple[int, int] | None = None
         self.hosts = [
             LabHost(f"host{number}", self.folder / f"host{number}", secrets.token_urlsafe(12))
             for number in range(1, hosts + 1)
@@ -69,10 +70,14 @@ class Lab:
         self.write()
 
     def end(self) -> None:
-        """End all daemons and everything that they started; repeatable."""
+        """End all daemons and everything that they started; repeatable. In a folder that was taken away, and may be
+        another lab's by now, only the processes that were started here: the others have the same command lines."""
+        self.vms = []
+        if self._identity != _identity(self.folder):
+            remains.end([host.process for host in self.hosts if host.process])
+            return
         for host in self.hosts:
             host.end()
-        self.vms = []
         (self.folder / DESCRIPTION).unlink(missing_ok=True)
 
     def host(self, name: str) -> LabHost:
@@ -130,6 +135,8 @@ class Lab:
             else:
                 path.unlink(missing_ok=True)
 
+        self._identity = _identity(self.folder)
+
     def _owner(self) -> ProcessName | None:
         """The process of the lab that lab.json tells of."""
         try:
@@ -156,3 +163,12 @@ class Lab:
             sr = session.xenapi.SR.get_by_uuid(host.srs[label])
             _, uuid = start_guest(session, sr, self.sr_location(host, label), guest)
         self.vms.append({"name_label": guest.name_label, "uuid": uuid, "host": host.name})
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Tells a folder from a later one of the same name."""
+    try:
+        stat = folder.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
