@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet import defer, task
 
 from ..config import MigrationTimes
-from ..errors import HeartbeatLost, MigrateError
+from ..errors import HeartbeatLost, MigrateError, MigrationAborted
 from ..together import started
 from .interfaces import IPeer
 from .story import Story
@@ -16,7 +16,7 @@ from .story import Story
 
 class Pulse:
     """The sender's half: HEAD every `heartbeat_interval` (1.5). One that fails is repeated sooner; after
-    `heartbeat_lost` without an answer the other URIs are tried; if none answers, `lost`."""
+    `heartbeat_lost` without an answer the other URIs are tried; if none answers, or the receiver has aborted, `lost`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Pulse:
         running: defer.Deferred[Any] = started(self._beat())
         self._running = running
 
-        def over(reason: HeartbeatLost) -> None:
+        def over(reason: Exception) -> None:
             if self._running is running:
                 self._running = None
                 self._lost(reason)
@@ -51,7 +51,7 @@ class Pulse:
         if running is not None:
             running.cancel()
 
-    async def _beat(self) -> HeartbeatLost:
+    async def _beat(self) -> Exception:
         heard = self._clock.seconds()
         wait = self._times.heartbeat_interval
         while True:
@@ -61,6 +61,8 @@ class Pulse:
                 heard = self._clock.seconds()
                 wait = self._times.heartbeat_interval
                 continue
+            except MigrationAborted as word:
+                return word
             except MigrateError as silence:
                 self._story.note(f"no answer to HEAD: {silence}")
             wait = min(self._times.heartbeat_interval, self._times.heartbeat_lost / 10)

@@ -86,7 +86,7 @@ class IPeer(Interface):
         NoUriAnswered tells what each of them did."""
 
     def head() -> Awaitable[None]:
-        """The heartbeat: HEAD the current URI."""
+        """The heartbeat: HEAD the current URI. MigrationAborted when the receiver has given up."""
 
     def fail_over() -> Awaitable[bool]:
         """Try the other URIs; True when another one has become the current one."""

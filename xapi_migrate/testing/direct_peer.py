@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from twisted.internet import task
 from zope.interface import implementer
 
-from ..errors import MigrateError, NoUriAnswered, PeerSilent, RemoteError
+from ..errors import MigrateError, MigrationAborted, NoUriAnswered, PeerSilent, RemoteError
 from ..migration.interfaces import (
     Answer,
     DiskOffer,
@@ -66,6 +66,8 @@ class Wire:
                 first.addErrback(lambda _: None)
             answer = await deliver()
         except MigrateError as refusal:
+            if isinstance(refusal, MigrationAborted) and fate is not Fate.ANSWER_LOST and not self.cut:
+                raise
             if fate is Fate.ANSWER_LOST or self.cut:
                 await task.deferLater(self.clock, self.patience)
                 raise PeerSilent(message, "no answer") from None
@@ -116,7 +118,9 @@ class DirectPeer:
 
     async def head(self) -> None:
         async def deliver() -> None:
-            self._find("HEAD").touch()
+            answer = self._find("HEAD").control()
+            if answer.outcome is Outcome.ABORTED:
+                raise MigrationAborted(answer.reason)
 
         await self._wire.carry("HEAD", deliver)
 

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..config import MigrationTimes
-from ..errors import NoUriAnswered, PeerSilent
+from ..errors import MigrationAborted, NoUriAnswered, PeerSilent
 from ..migration.interfaces import Answer, DiskOffer, IOutgoingMemory, IPeer, Outcome
 from . import wire
 from .offer import parse
@@ -53,6 +53,8 @@ class HttpPeer:
 
     async def head(self) -> None:
         response = await self._request("HEAD", "", self._times.request)
+        if response.status == 410:
+            raise MigrationAborted((await self.get_control()).reason)
         if response.status != 200:
             raise refusal(self._named("HEAD", ""), response)
 

@@ -12,8 +12,9 @@ GIVEN_UP = "the sending host gave the migration up"
 
 
 async def head(call: Call) -> Reply:
-    """Alive. Any number of times; says nothing about what was decided."""
-    return Reply(200)
+    """Alive: 200, any number of times. 410 once the receiver has aborted, so that the sender need not wait for its
+    copies to fail."""
+    return Reply(410 if call.receiving.control().outcome is Outcome.ABORTED else 200)
 
 
 async def get(call: Call) -> Reply:
