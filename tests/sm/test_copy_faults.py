@@ -202,3 +202,16 @@ async def test_halted_vm_is_copied_without_a_domain(tmp_path: Path) -> None:
         assert theirs.services.alive().nothing
         assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
         assert image(theirs, fresh).stat().st_blocks * 512 < 40 * MIB  # a hole stays a hole
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancel_just_when_the_job_fails_by_itself(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as (ours, theirs):
+        vdi = await make_disk(ours, 32 * MIB)
+        for wait in (0.0, 0.001, 0.002, 0.005, 0.01, 0.03):
+            await begin_copy(ours, theirs, vdi, 16 * MIB)  # too small: the mirror gives up at once
+            await task.deferLater(reactor, wait)
+            began = reactor.seconds()
+            await ours.sr.copy_cancel("copy-1")
+            assert reactor.seconds() - began < 1.0
+            assert ours.services.alive().nothing

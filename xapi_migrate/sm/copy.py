@@ -234,27 +234,48 @@ class Copy:
         """
         if self._swapping.locked:
             await self.copier.kill()  # another one is just starting
-        await self._refuse_writes()
-        await self.copier.kill()
+        async with _held(self._swapping):
+            if self._mirror is not None:
+                await self._take_over()
         while (mirror := self._mirror) is not None:
             mirror.abort()
             await mirror.changed(0.2)
 
-    async def _refuse_writes(self) -> None:
+    async def _take_over(self) -> None:
+        assert self._datapath is not None
+        try:
+            await self.copier.refuse(self._datapath.of.virtual_size)
+        except _TROUBLE:
+            self.log.failure("refusing the writes of copy {ref}", ref=self.of.ref)
+        await self.copier.kill()
+
+    async def _take_over_in_order(self) -> None:
         async with _held(self._swapping):
-            if self._mirror is None or self._datapath is None:
-                return
-            try:
-                await self.copier.refuse(self._datapath.of.virtual_size)
-            except _TROUBLE:
-                self.log.failure("refusing the writes of copy {ref}", ref=self.of.ref)
+            await self._take_over()
+
+    async def _dismiss(self, mirror: Mirror) -> None:
+        """Closing the datapath's end of the socket flushes it: past the guard time nobody waits for that."""
+
+        def enough() -> None:
+            defer.ensureDeferred(self._take_over_in_order()).addErrback(
+                lambda failure: self.log.failure("taking over", failure)
+            )
+
+        timer = self._reactor.callLater(self._timeouts.guard, enough)
+        try:
+            await mirror.dismiss()
+        finally:
+            if timer.active():
+                timer.cancel()
 
     async def _conclude(self, error: str) -> None:
         """Let go of everything; the state is final afterwards."""
         mirror, self._mirror = self._mirror, None
         if mirror is not None and self._datapath is not None and self._datapath.daemon.alive:
             try:
-                await mirror.dismiss()
+                if error:
+                    await self._take_over_in_order()
+                await self._dismiss(mirror)
             except _TROUBLE as failure:
                 error = error or str(failure)
         elif mirror is not None:
