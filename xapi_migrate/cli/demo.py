@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from ..lab.demonstration import Verdict, judge, wait_for_counters
+from ..lab.console import wait_for_counters
+from ..lab.demonstration import Verdict, judge
 from ..lab.lab import Lab
 from ..lab.provisioning import Guest
 from .failures import ExitCode, Refused

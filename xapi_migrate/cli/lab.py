@@ -13,6 +13,9 @@ from ..lab.provisioning import Guest
 from .failures import ExitCode, Refused
 from .interruption import Interrupted, interruptible
 
+LINUX_MEMORY = 128
+"""MiB that the Linux guest needs to boot."""
+
 
 @click.command("lab")
 @click.option(
@@ -32,11 +35,11 @@ from .interruption import Interrupted, interruptible
     show_default=True,
     help="What the guest is.",
 )
-@click.option("--guest-memory", type=click.IntRange(32), default=64, show_default=True, help="MiB.")
+@click.option("--guest-memory", type=click.IntRange(32), help="MiB [64; for linux 160].")
 @click.option("--guest-disk", type=click.IntRange(32), default=128, show_default=True, help="MiB of its first disk.")
 @click.option("--json", "as_json", is_flag=True, help="Print what lab.json says once everything runs.")
 def lab(
-    folder: Path, hosts: int, one_pool: bool, kind: str, guest_memory: int, guest_disk: int, as_json: bool
+    folder: Path, hosts: int, one_pool: bool, kind: str, guest_memory: int | None, guest_disk: int, as_json: bool
 ) -> int:  # fmt: skip
     """Start hosts on loopback, each its own daemon with two SRs (local-raw, local-qcow2), and a small running guest.
 
@@ -47,6 +50,9 @@ def lab(
         raise Refused(
             "Hosts that form one pool need one database for all of them, which this version does not have yet."
         )
+    guest_memory = guest_memory or (160 if kind == "linux" else 64)
+    if kind == "linux" and guest_memory < LINUX_MEMORY:
+        raise click.UsageError(f"The Linux guest needs --guest-memory {LINUX_MEMORY} or more.")
     guest = Guest(kind=kind, memory=guest_memory, disk=guest_disk)
     try:
         with interruptible(), Lab(folder, hosts, guest) as running:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
 import attrs
 import XenAPI
 
-from ..cli.failures import Refused
 from ..testing.guests import ticker
 from . import remains
 from .host import LabHost
@@ -31,18 +27,6 @@ class Verdict:
     @property
     def good(self) -> bool:
         return not (self.breaks or self.anomalies or self.lost or self.left)
-
-
-def wait_for_counters(console: Path, count: int, patience: float = 60.0) -> int:
-    """Until that many counters are in the console log; the last one."""
-    deadline = time.monotonic() + patience
-    while True:
-        counters = ticker.read(console).counters
-        if len(counters) >= count:
-            return counters[-1]
-        if time.monotonic() > deadline:
-            raise Refused(f"The guest printed {len(counters)} lines in {patience:.0f} s; {count} were expected.")
-        time.sleep(0.05)
 
 
 def judge(lab: Lab, uuid: str, source: LabHost, destination: LabHost, guest_ticker: ticker.Ticker) -> Verdict:

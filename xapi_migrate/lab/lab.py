@@ -14,6 +14,7 @@ from typing import Any, Self
 from ..cli.failures import Refused
 from ..processes.child import ProcessName, boot_id, start_time
 from . import remains
+from .console import wait_for_counters
 from .host import USER, LabHost
 from .provisioning import Guest, create_sr, start_guest
 
@@ -162,6 +163,7 @@ class Lab:
         with host.server.session() as session:
             sr = session.xenapi.SR.get_by_uuid(host.srs[label])
             _, uuid = start_guest(session, sr, self.sr_location(host, label), guest)
+        wait_for_counters(host.console(uuid), 1)
         self.vms.append({"name_label": guest.name_label, "uuid": uuid, "host": host.name})
 
 

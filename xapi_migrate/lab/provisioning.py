@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from ..cli.failures import Refused
 from ..testing.guests.ticker import Ticker
 
 MIB = 1 << 20
@@ -95,8 +99,21 @@ def start_guest(session: Any, sr: str, location: Path, guest: Guest) -> tuple[st
 
 def fill_boot_disk(image: Path, guest: Guest) -> None:
     """Put the guest's program, and bytes to copy, into a raw image that is there already."""
+    if guest.kind == "linux":
+        _write_linux(image, guest)
+        return
     with image.open("r+b") as file, Path("/dev/urandom").open("rb") as random:
         file.write(guest.ticker.boot_sector())
         file.seek((guest.disk - guest.filled) * MIB)
         for _ in range(guest.filled):
             file.write(random.read(MIB))
+
+
+def _write_linux(image: Path, guest: Guest) -> None:
+    """Its kernel is fetched once and kept in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xapi_migrate"
+    argv = [sys.executable, "-m", f"{__package__}.linux_disk", str(image), str(guest.disk * MIB), str(cache)]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"The Linux guest's disk was not written ({done.returncode})."]
+        raise Refused(said[-1])
