@@ -99,7 +99,8 @@ async def test_the_linux_guest_moves_and_powers_off(place):
         with near, far:
             restoration = await hosts.receiver.restore(there, far.fileno())
             await restoration.accepting()
-            suspension = await hosts.sender.suspend(here.domain_id, near.fileno())
+            # Not live: emulated, QEMU 7.2 sometimes misses a page that such a guest dirties meanwhile (2 of 5 crashed).
+            suspension = await hosts.sender.suspend(here.domain_id, near.fileno(), live=False)
             await suspension.suspended()
             await suspension.proceed()
             await restoration.finished()
