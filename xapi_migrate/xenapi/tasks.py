@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet import defer, task
 from twisted.internet.interfaces import IReactorTime
@@ -103,6 +103,13 @@ def description(error: BaseException) -> list[str]:
     return ["INTERNAL_ERROR", f"{type(error).__name__}; the log of this server says more"]
 
 
+class TaskName(Protocol):
+    """Whatever knows a task's ref."""
+
+    @property
+    def ref(self) -> str: ...
+
+
 class Tasks:
     """All tasks of this host."""
 
@@ -138,18 +145,20 @@ class Tasks:
     def get(self, ref: str) -> Task:
         """The task of this ref. HandleInvalid."""
         self._records.get("task", ref)
-        return self._live.get(ref) or self._of(ref)
+        return self._of(ref)
 
     def resume(self, ref: str, label: str) -> Task:
         """After a restart: the task that the client still watches if it is there and pending, else a new one."""
         found = self._of(ref)
         return found if found.pending else self.begin(label)
 
-    def succeed(self, task: Task, value: Any = None) -> None:
-        task.succeed(value)
+    def succeed(self, task: TaskName, value: Any = None) -> None:
+        """As Task.succeed; of a task that is known by its ref only too."""
+        self._of(task.ref).succeed(value)
 
-    def fail(self, task: Task, error: BaseException) -> None:
-        task.fail(error)
+    def fail(self, task: TaskName, error: BaseException) -> None:
+        """As Task.fail."""
+        self._of(task.ref).fail(error)
 
     def fail_orphans(self) -> None:
         """Once at start, after all work of an earlier daemon was taken up: the others have nobody who works on them."""
@@ -181,5 +190,7 @@ class Tasks:
         self._live = {ref: one for ref, one in self._live.items() if ref in known}
 
     def _of(self, ref: str) -> Task:
-        found = self._live[ref] = Task(self._records, ref, self.now)
+        found = self._live.get(ref)
+        if found is None:
+            found = self._live[ref] = Task(self._records, ref, self.now)
         return found
