@@ -266,6 +266,8 @@ class ISCSIService:
         self._state = _State(self._port)
         for leftover in (_STATE, "tgt.sock.0", "tgt.sock.0.lock", "process.json"):
             (self._folder / leftover).unlink(missing_ok=True)
+        for dummy in self._folder.glob("dummy-*"):
+            dummy.unlink(missing_ok=True)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

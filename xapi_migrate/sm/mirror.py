@@ -39,6 +39,7 @@ class Mirror:
         self._reactor = reactor
         self._daemon = daemon
         self._timeouts = timeouts
+        self._news = False
         self._waiting: list[defer.Deferred[None]] = []
         self._unwatch = daemon.qmp.watch(self._event)
 
@@ -91,7 +92,10 @@ class Mirror:
         )
 
     async def changed(self, seconds: float) -> None:
-        """Wait for an event of the job, at most so long."""
+        """Wait for an event of the job, at most so long; one that came since the last time counts."""
+        if self._news:
+            self._news = False
+            return
         waiting: defer.Deferred[None] = defer.Deferred()
         self._waiting.append(waiting)
         waiting.addTimeout(seconds, self._reactor, onTimeoutCancel=lambda *_: None)
@@ -131,6 +135,7 @@ class Mirror:
 
     def _event(self, name: str, data: Event) -> None:
         if name == "" or (name == "JOB_STATUS_CHANGE" and data.get("id") == JOB):
+            self._news = not self._waiting
             waiting, self._waiting = self._waiting, []
             for one in waiting:
                 one.callback(None)
