@@ -91,6 +91,8 @@ class ISCSIService:
     async def stop(self) -> None:
         """End tgtd, whatever it serves."""
         await self._locked(self._stop)
+        for dummy in self._folder.glob("dummy-*"):
+            dummy.unlink(missing_ok=True)
 
     def let_go(self) -> None:
         """Stop watching; tgtd lives on."""
@@ -266,8 +268,6 @@ class ISCSIService:
         self._state = _State(self._port)
         for leftover in (_STATE, "tgt.sock.0", "tgt.sock.0.lock", "process.json"):
             (self._folder / leftover).unlink(missing_ok=True)
-        for dummy in self._folder.glob("dummy-*"):
-            dummy.unlink(missing_ok=True)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
