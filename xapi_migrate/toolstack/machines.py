@@ -11,7 +11,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
-from xapi_migrate.errors import HandleInvalid, VdiInUse
+from xapi_migrate.errors import DomainError, HandleInvalid, VdiInUse
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
@@ -227,9 +227,14 @@ class Machines:
             if record["power_state"] in ("Running", "Paused") and record["resident_on"] in (self._host, NULL):
                 await self.destroy_domain(vm)
             return
-        state = await self._domains.state(domain)
-        record = self._find(vm)
-        if record is None or record["current_operations"] or self.domain_of(vm) != domain:
+        try:
+            state = await self._domains.state(domain)
+        except DomainError:
+            # it was ended while it was being asked: whoever ended it keeps the record
+            if self._busy_or_gone(vm, domain):
+                return
+            raise
+        if self._busy_or_gone(vm, domain):
             return
         if state in ENDED:
             await self.destroy_domain(vm)
@@ -237,6 +242,10 @@ class Machines:
             self._running(vm, "Running")
         elif state is DomainState.PAUSED:
             self._running(vm, "Paused")
+
+    def _busy_or_gone(self, vm: str, domain: str) -> bool:
+        record = self._find(vm)
+        return record is None or bool(record["current_operations"]) or self.domain_of(vm) != domain
 
     def _find(self, vm: str) -> Record | None:
         try:
