@@ -86,7 +86,17 @@ class ISCSIService:
     async def remove_lun(self, migration: str, vdi: str) -> bool:
         """Take a LUN away; when this fires no command is in flight and none can come. The last one takes target,
         sessions and account with it, the last target tgtd. False if there was no such LUN."""
-        return await self._locked(lambda: self._remove_lun(migration_id(migration), vdi))
+        removed = await self.close_lun(migration, vdi)
+        await self.tidy(migration)
+        return removed
+
+    async def close_lun(self, migration: str, vdi: str) -> bool:
+        """The first half of `remove_lun`: what the receiver has to wait for before it activates the VDI."""
+        return await self._locked(lambda: self._close_lun(migration_id(migration), vdi))
+
+    async def tidy(self, migration: str) -> None:
+        """The second half: a target without LUNs goes, with its account."""
+        await self._locked(lambda: self._tidy(migration_id(migration)))
 
     async def stop(self) -> None:
         """End tgtd, whatever it serves."""
@@ -191,7 +201,7 @@ class ISCSIService:
         target.luns[vdi] = lun
         self._save()
 
-    async def _remove_lun(self, name: str, vdi: str) -> bool:
+    async def _close_lun(self, name: str, vdi: str) -> bool:
         target = self._state.targets.get(name)
         if target is None or vdi not in target.luns:
             return False
@@ -204,9 +214,12 @@ class ISCSIService:
                 raise SrBackendFailure(f"closing the LUN of VDI {vdi}", str(failure)) from failure
         del target.luns[vdi]
         self._save()
-        if not target.luns:
-            await self._remove_target(name, target)
         return True
+
+    async def _tidy(self, name: str) -> None:
+        target = self._state.targets.get(name)
+        if target is not None and not target.luns:
+            await self._remove_target(name, target)
 
     async def _delete_lun(self, tid: int, lun: int) -> None:
         """tgtd refuses while a command is in flight, so success means that there is none."""

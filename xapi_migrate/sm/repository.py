@@ -144,9 +144,13 @@ class Repository:
         if hasattr(self._own, "vdi_close_url"):
             await self._own.vdi_close_url(uuid, migration)
             return
-        await self._services.iscsi.remove_lun(migration, uuid)
+        await self._services.iscsi.close_lun(migration, uuid)
         self._dummy(migration, uuid).unlink(missing_ok=True)
-        await self._services.datapaths.detach(uuid, TARGET)
+        tidying = defer.ensureDeferred(self._services.iscsi.tidy(migration))  # meanwhile: a guest is waiting
+        try:
+            await self._services.datapaths.detach(uuid, TARGET)
+        finally:
+            await tidying
 
     async def same_disk_proof(self, migration: str) -> SameDiskProof:
         proof = SameDiskProof(migration_id(migration), secrets.token_hex(16))
