@@ -156,8 +156,10 @@ class World:
 
     def nothing_left(self, host: LabHost) -> None:
         """Soon: the receiver's clean-up may go on for a moment after the client was told."""
-        self.wait(lambda: not self.left_behind(host), "", 10) if self.left_behind(host) else None
-        assert self.left_behind(host) == []
+        deadline = time.monotonic() + 10
+        while (left := self.left_behind(host)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == [], f"left on {host.name}: {left}"
 
     def shut_down(self, host: LabHost, uuid: str) -> None:
         with self.session(host) as api:

@@ -38,7 +38,8 @@ class Sending:
         self._outcome = Outcome.ABORTED
         self._answer = Answer(Outcome.OPEN)
         self._forgetful = False
-        self._told = False
+        self._told = True
+        """The receiver knows how it ended; or has never been told that it began."""
         host = migration.host
         self._pulse = Pulse(
             host.clock, host.config.times, migration.peer, migration.story, self._moved, self._machine.failed
@@ -54,6 +55,7 @@ class Sending:
 
     def recover(self) -> None:
         """Go on, or back, with what the journal of an earlier daemon says."""
+        self._told = False
         marks = [entry.mark for entry in self.migration.journal.entries]
         self.migration.task.on_cancel(self.cancel)
         if Mark.COMMITTED in marks:
@@ -85,6 +87,7 @@ class Sending:
         self._do(phase1_connection.connect(self.migration), self._machine.connected)
 
     def prepare(self) -> None:
+        self._told = False
         self._pulse.start()
         self._do(phase2_preparation.prepare(self.migration), self._machine.prepared)
 
@@ -199,7 +202,7 @@ class Sending:
     async def _roll_back(self) -> None:
         await phase5_completion.roll_back(self.migration)
         self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
-        if self._forgetful:
+        if self._forgetful or self._told:
             return
         # The receiver is told before the client is, if it answers quickly; else later.
         told = started(phase5_completion.farewell(self.migration, Outcome.ABORTED))
