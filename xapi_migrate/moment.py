@@ -11,13 +11,18 @@ T = TypeVar("T")
 
 
 class Moment(Generic[T]):
-    """It happens with a value, or fails; waiters that come later are told at once. Only the first end counts."""
+    """It happens with a value, or fails; waiters that come later are told at once. Only the first end counts. A
+    failure that nobody waits for is no dropped error: whoever holds the moment decides whether it matters."""
 
     def __init__(self) -> None:
         self._waiting: list[defer.Deferred[T]] = []
         self._value: T | None = None
         self._failure: BaseException | None = None
         self.happened = False
+
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None
 
     def wait(self) -> defer.Deferred[T]:
         """Cancelling one waiter does not disturb the others."""

@@ -19,10 +19,11 @@ from .failures import ExitCode, Refused
 def serve(arguments: tuple[str, ...]) -> int:
     """Run the daemon in the foreground until SIGINT or SIGTERM. --help shows its options."""
     from twisted.internet import reactor
-    from twisted.logger import globalLogBeginner, textFileLogObserver
+    from twisted.logger import globalLogBeginner
     from twisted.python.usage import UsageError
 
     from .._tap import Options, makeService
+    from ..logs import text_observer
 
     options = Options()
     options.synopsis = "Usage: xapi-migrate serve [options]"
@@ -30,7 +31,7 @@ def serve(arguments: tuple[str, ...]) -> int:
         options.parseOptions(["--help" if word == "-h" else word for word in arguments])  # type: ignore[no-untyped-call]
     except UsageError as error:
         raise Refused(f"{error} (--help shows the options.)", ExitCode.USAGE) from None
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([text_observer(sys.stdout)], redirectStandardIO=False)
     service = makeService(options, reactor)
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from xapi_migrate.domains.interfaces import DomainSpec, DomainState, IRestoration
 from xapi_migrate.domains.qemu_domain import ABANDONED, QEMUDomain
 from xapi_migrate.domains.qemu_suspension import capabilities, hand_over, settle
-from xapi_migrate.outcome import Outcome
+from xapi_migrate.moment import Moment
 from xapi_migrate.processes.qmp import Event
 
 _ACTION = "take its memory in"
@@ -33,18 +33,18 @@ class QEMURestoration:
     def __init__(self, domain: QEMUDomain, destroy: Any) -> None:
         self._domain = domain
         self._destroy = destroy
-        self._accepting: Outcome[None] = Outcome()
-        self._finished: Outcome[None] = Outcome()
+        self._accepting: Moment[None] = Moment()
+        self._finished: Moment[None] = Moment()
         self._stop_watching: Callable[[], None] = lambda: None
         self._work: defer.Deferred[None] | None = None
-        self._worked: Outcome[None] = Outcome()
+        self._worked: Moment[None] = Moment()
         self._reason = ""
 
     def begin(self, spec: DomainSpec, fd: int) -> None:
         """Start in the background: what goes wrong is told by `accepting` and `finished`."""
         own = os.dup(fd)
         self._work = defer.Deferred.fromCoroutine(self._run(spec, own))
-        self._work.addBoth(lambda _: self._worked.succeed(None))
+        self._work.addBoth(lambda _: self._worked.happen(None))
 
     # -- IRestoration -------------------------------------------------------------------------
 
@@ -57,10 +57,10 @@ class QEMURestoration:
     async def cancel(self) -> None:
         self._reason = self._reason or "it was cancelled"
         work, self._work = self._work, None
-        if work is not None and not self._accepting.done:
+        if work is not None and not self._accepting.happened:
             work.cancel()
         await self._worked.wait()  # it lets go of its descriptor last
-        if not self._finished.done or self._finished.failed:
+        if not self._finished.happened or self._finished.failed:
             await self._fail(self._reason)
         else:
             await self._destroy()
@@ -85,7 +85,7 @@ class QEMURestoration:
         except Exception as failure:
             await self._fail(domain.error(_ACTION, failure))
         else:
-            self._accepting.succeed(None)
+            self._accepting.happen(None)
 
     def _seen(self, name: str, data: Event) -> None:
         status = data.get("status") if name == "MIGRATION" else None
@@ -107,8 +107,8 @@ class QEMURestoration:
         await settle(self._domain)
         self._stop_watching()
         self._domain.known = DomainState.PAUSED
-        self._accepting.succeed(None)
-        self._finished.succeed(None)
+        self._accepting.happen(None)
+        self._finished.happen(None)
 
     async def _explain(self) -> None:
         """QEMU reports the failure on stderr and ends; its words are complete when it has."""
@@ -123,7 +123,7 @@ class QEMURestoration:
 
     async def _fail(self, cause: Any) -> None:
         self._stop_watching()
-        if self._finished.done:
+        if self._finished.happened:
             return
         error = self._domain.error(_ACTION, self._reason or cause)
         await self._destroy()

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from xapi_migrate.domains.interfaces import DomainState, ISuspension
 from xapi_migrate.domains.qemu_domain import ABANDONED, QEMUDomain
 from xapi_migrate.errors import DomainError
-from xapi_migrate.outcome import Outcome
+from xapi_migrate.moment import Moment
 from xapi_migrate.processes.qmp import Event
 
 UNDER_WAY = frozenset({"setup", "active", "pre-switchover", "device", "wait-unplug", "cancelling"})
@@ -61,8 +61,8 @@ class QEMUSuspension:
 
     def __init__(self, domain: QEMUDomain) -> None:
         self._domain = domain
-        self._suspended: Outcome[None] = Outcome()
-        self._finished: Outcome[None] = Outcome()
+        self._suspended: Moment[None] = Moment()
+        self._finished: Moment[None] = Moment()
         self._progress = (0, (domain.spec.memory if domain.spec else 0))
         self._reason = ""
         self._stop_watching: Callable[[], None] = lambda: None
@@ -70,7 +70,7 @@ class QEMUSuspension:
 
     @property
     def over(self) -> bool:
-        return self._finished.done
+        return self._finished.happened
 
     async def begin(self, fd: int, live: bool) -> None:
         """Hand the descriptor over and start. DomainError when QEMU refuses; the domain is then as it was, except
@@ -93,7 +93,7 @@ class QEMUSuspension:
             error = domain.error(_ACTION, failure)
             self._fail(error if isinstance(error, DomainError) else "it was given up")
             raise error from failure
-        if not self.over and not self._suspended.done:
+        if not self.over and not self._suspended.happened:
             self._following = defer.Deferred.fromCoroutine(self._follow())
             self._following.addErrback(self._stopped_following)
 
@@ -109,7 +109,7 @@ class QEMUSuspension:
             await self._domain.ask("migrate-continue", {"state": "pre-switchover"})
         except Exception as failure:
             # the end of the stream may be quicker than the answer, and cancel quicker than both
-            if not self._finished.done:
+            if not self._finished.happened:
                 raise self._domain.error(_ACTION, failure) from failure
 
     def finished(self) -> defer.Deferred[None]:
@@ -155,7 +155,7 @@ class QEMUSuspension:
         if status == "pre-switchover":
             self._stop_following()
             self._domain.known = DomainState.SUSPENDED
-            self._suspended.succeed(None)
+            self._suspended.happen(None)
         elif status == "completed":
             self._detached(self._complete())
         elif status in ("failed", "cancelled"):
@@ -169,10 +169,10 @@ class QEMUSuspension:
         """The stream's last byte is written; QEMU is about to close the descriptor."""
         await settle(self._domain)
         self._domain.known = DomainState.SUSPENDED
-        self._suspended.succeed(None)
+        self._suspended.happen(None)
         self._progress = (self._progress[1], self._progress[1])
         self._end()
-        self._finished.succeed(None)
+        self._finished.happen(None)
 
     async def _explain(self, status: str) -> None:
         answer = await self._domain.ask("query-migrate", timeout=self._domain.config.timeouts.question)
@@ -207,7 +207,7 @@ class QEMUSuspension:
         began = domain.reactor.seconds()
         ladder = [*config.downtime_limits[1:]]
         urged = False
-        while not self._suspended.done:
+        while not self._suspended.happened:
             await task.deferLater(domain.reactor, config.timeouts.poll)
             elapsed = domain.reactor.seconds() - began
             try:

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from twisted.internet import defer, threads
 
-from xapi_migrate.outcome import Outcome
+from xapi_migrate.moment import Moment
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,9 +20,9 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     A thread cannot be stopped. Cancelled, this waits for its end all the same and then raises CancelledError: whoever
     cleans up next does not race with it.
     """
-    outcome: Outcome[T] = Outcome()
+    outcome: Moment[T] = Moment()
     running = threads.deferToThread(work, *args, **kwargs)
-    running.addCallbacks(outcome.succeed, lambda failure: outcome.fail(failure.value))
+    running.addCallbacks(outcome.happen, lambda failure: outcome.fail(failure.value))
     try:
         return await outcome.wait()
     except defer.CancelledError:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer, task
-from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
@@ -136,6 +137,18 @@ class QMP(LineReceiver):
             self.transport.loseConnection()
 
 
+class _Quiet(Factory):
+    """Makes one QMP without a line in the log for its beginning and its end."""
+
+    noisy = False
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def buildProtocol(self, addr: object) -> QMP:
+        return QMP(self._reactor)
+
+
 async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: float = 10.0) -> QMP:
     """Connect to a monitor that may not have made its socket yet.
 
@@ -150,7 +163,7 @@ async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: 
                 if folder < 0:
                     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
                 endpoint = UNIXClientEndpoint(reactor, f"/proc/self/fd/{folder}/{path.name}")
-                qmp: QMP = await connectProtocol(endpoint, QMP(reactor))
+                qmp: QMP = await endpoint.connect(_Quiet(reactor))
                 break
             except (ConnectError, OSError) as failure:
                 if not alive():

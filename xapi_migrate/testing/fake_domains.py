@@ -20,7 +20,7 @@ from twisted.internet import defer
 from zope.interface import implementer
 
 from xapi_migrate.domains.interfaces import DomainSpec, DomainState, IDomainDriver, IRestoration, ISuspension
-from xapi_migrate.outcome import Outcome
+from xapi_migrate.moment import Moment
 from xapi_migrate.testing.fake_hypervisor import FakeDriver, FakeGuest
 
 MAGIC = b"FAKE1\n"
@@ -80,8 +80,8 @@ class FakeSuspension:
         self._driver = driver
         self._guest = guest
         self._fd = os.dup(fd)
-        self._suspended: Outcome[None] = Outcome()
-        self._finished: Outcome[None] = Outcome()
+        self._suspended: Moment[None] = Moment()
+        self._finished: Moment[None] = Moment()
         self._proceed = False
         self._sent = 0
         if not live:
@@ -90,7 +90,7 @@ class FakeSuspension:
 
     @property
     def over(self) -> bool:
-        return self._finished.done
+        return self._finished.happened
 
     def suspended(self) -> defer.Deferred[None]:
         return self._suspended.wait()
@@ -121,7 +121,7 @@ class FakeSuspension:
                 yield
             self._check(faults.suspend)
             driver.hypervisor.halt(guest, DomainState.SUSPENDED)
-            self._suspended.succeed(None)
+            self._suspended.happen(None)
             yield
             while not self._proceed:
                 yield
@@ -132,7 +132,7 @@ class FakeSuspension:
             self.fail(failure.strerror or str(failure))
         else:
             self._close()
-            self._finished.succeed(None)
+            self._finished.happen(None)
 
     def _check(self, fault: str) -> None:
         if fault:
@@ -163,8 +163,8 @@ class FakeRestoration:
         self._guest = guest
         self._fd = os.dup(fd)
         self._buffer = b""
-        self._accepting: Outcome[None] = Outcome()
-        self._finished: Outcome[None] = Outcome()
+        self._accepting: Moment[None] = Moment()
+        self._finished: Moment[None] = Moment()
         self._steps = _Steps(driver.hypervisor.clock, self._work())
 
     def accepting(self) -> defer.Deferred[None]:
@@ -190,7 +190,7 @@ class FakeRestoration:
 
     def _work(self) -> Generator[None, None, None]:
         driver, guest = self._driver, self._guest
-        self._accepting.succeed(None)
+        self._accepting.happen(None)
         yield
         try:
             yield from self._take(len(MAGIC))
@@ -216,7 +216,7 @@ class FakeRestoration:
         else:
             driver.hypervisor.halt(guest, DomainState.PAUSED)
             self._close()
-            self._finished.succeed(None)
+            self._finished.happen(None)
 
     def _close(self) -> None:
         if self._fd >= 0:

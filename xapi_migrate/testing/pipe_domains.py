@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from xapi_migrate.domains.interfaces import DomainSpec, DomainState, IDomainDriver, IRestoration, ISuspension
-from xapi_migrate.outcome import Outcome
+from xapi_migrate.moment import Moment
 from xapi_migrate.testing.fake_hypervisor import FakeDriver, FakeGuest
 from xapi_migrate.testing.pipe_hypervisor import STREAM_FD, framed
 
@@ -29,7 +29,7 @@ class _Child(ProcessProtocol):
         self._lines = lines
         self._buffer = b""
         self._said = b""
-        self.ended: Outcome[str] = Outcome()
+        self.ended: Moment[str] = Moment()
         """"" when it ended well, its last words otherwise."""
         argv = [sys.executable, "-m", "xapi_migrate.testing.pipe_hypervisor", verb]
         reactor.spawnProcess(self, argv[0], argv, env=os.environ, childFDs={0: "w", 1: "r", 2: "r", STREAM_FD: fd})
@@ -49,11 +49,11 @@ class _Child(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         code = getattr(reason.value, "exitCode", None)
         said = self._said.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-        self.ended.succeed("" if code == 0 else said or "the child process was ended")
+        self.ended.happen("" if code == 0 else said or "the child process was ended")
 
     async def end(self) -> None:
         transport: Any = self.transport
-        if not self.ended.done:
+        if not self.ended.happened:
             try:
                 transport.signalProcess("KILL")
             except ProcessExitedAlready:
@@ -68,8 +68,8 @@ class PipeSuspension:
     def __init__(self, driver: PipeDomains, guest: FakeGuest, fd: int, live: bool) -> None:
         self._driver = driver
         self._guest = guest
-        self._suspended: Outcome[None] = Outcome()
-        self._finished: Outcome[None] = Outcome()
+        self._suspended: Moment[None] = Moment()
+        self._finished: Moment[None] = Moment()
         self._cancelled = False
         if not live:
             driver.hypervisor.halt(guest, DomainState.PAUSED)
@@ -79,7 +79,7 @@ class PipeSuspension:
 
     @property
     def over(self) -> bool:
-        return self._finished.done
+        return self._finished.happened
 
     def suspended(self) -> defer.Deferred[None]:
         return self._suspended.wait()
@@ -92,7 +92,7 @@ class PipeSuspension:
 
     def progress(self) -> tuple[int, int]:
         size = len(self._guest.memory)
-        return (size if self._suspended.done else 0), size
+        return (size if self._suspended.happened else 0), size
 
     async def cancel(self) -> None:
         if not self.over:
@@ -106,7 +106,7 @@ class PipeSuspension:
             defer.Deferred.fromCoroutine(self._child.end())
             return
         self._driver.hypervisor.halt(guest, DomainState.SUSPENDED)
-        self._suspended.succeed(None)
+        self._suspended.happen(None)
         if faults.final:
             defer.Deferred.fromCoroutine(self._child.end())
             return
@@ -117,7 +117,7 @@ class PipeSuspension:
         faults = self._driver.hypervisor.faults
         reason = "it was cancelled" if self._cancelled else faults.suspend or faults.final or words
         if not words and not self._cancelled:
-            self._finished.succeed(None)
+            self._finished.happen(None)
             return
         error = self._driver.error(self._guest.spec.domain_id, "suspend", reason)
         self._suspended.fail(error)
@@ -133,11 +133,11 @@ class PipeRestoration:
         self._guest = guest
         self._state = ""
         self._reason = ""
-        self._accepting: Outcome[None] = Outcome()
-        self._finished: Outcome[None] = Outcome()
+        self._accepting: Moment[None] = Moment()
+        self._finished: Moment[None] = Moment()
         self._child = _Child(driver.hypervisor.clock, "restore", fd, self._line)
         self._child.ended.wait().addCallback(self._ended)
-        self._accepting.succeed(None)
+        self._accepting.happen(None)
 
     def accepting(self) -> defer.Deferred[None]:
         return self._accepting.wait()
@@ -165,7 +165,7 @@ class PipeRestoration:
         guest.counter, guest.owed = state["counter"], state["owed"]
         guest.memory = bytearray.fromhex(state["memory"])
         hypervisor.halt(guest, DomainState.PAUSED)
-        self._finished.succeed(None)
+        self._finished.happen(None)
 
 
 @implementer(IDomainDriver)
@@ -217,5 +217,5 @@ class PipeDomains(FakeDriver):
         for suspension in self._suspensions.values():
             await suspension.cancel()
         for restoration in self._restorations.values():
-            await restoration.cancel() if not restoration._finished.done else None
+            await restoration.cancel() if not restoration._finished.happened else None
         await super().close()

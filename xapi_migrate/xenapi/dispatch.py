@@ -33,6 +33,7 @@ class Dispatcher:
         self._arguments = Arguments(model, lambda cls, ref: _exists(records, cls, ref))
         self._calls: dict[str, Call] = {}
         self._under_way: set[defer.Deferred[None]] = set()
+        self._stopping = False
         self._add(GenericCalls(model, records).all())
 
     def register(self, *implementers: object) -> None:
@@ -95,7 +96,7 @@ class Dispatcher:
             if isinstance(result, Awaitable):
                 result = await result
         except BaseException as error:
-            if context.started is not None:
+            if context.started is not None and not self._stopping:
                 context.started.fail(error)
             raise
         if context.started is not None:
@@ -120,7 +121,9 @@ class Dispatcher:
             self.log.failure("{method} failed", method=context.method)
 
     def stop(self) -> None:
-        """Cancel what is under way in tasks."""
+        """The daemon ends: calls are let go of, their tasks stay pending. The next daemon goes on with those of
+        migrations and fails the others."""
+        self._stopping = True
         for work in list(self._under_way):
             work.cancel()
 
