@@ -40,9 +40,9 @@ class Suite:
 
 
 SUITES = (
-    Suite("fast", "not system and not model", 240),
-    Suite("model", "model", 240),
-    Suite("system", "system and not model", 600),
+    Suite("fast", "not system and not model", 360),
+    Suite("model", "model", 300),
+    Suite("system", "system and not model", 1200),
 )
 
 
