@@ -54,7 +54,7 @@ class Config:
     metadata_limit: int = 4 << 20
     # Largest XenAPI request accepted, in bytes.
     request_limit: int = 300 << 10
-    # For tests of the switch: VM.migrate then takes the options keep_source, which leaves the source's disks and record,
+    # For tests of the switch: VM.migrate then takes keep_source, which leaves the source's disks and record,
     # and leave_paused, which leaves the receiver's guest paused.
     test_options: bool = False
     times: MigrationTimes = attrs.field(factory=MigrationTimes)

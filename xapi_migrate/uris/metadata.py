@@ -7,6 +7,6 @@ from .verb import Call
 
 
 async def put(call: Call) -> Reply:
-    """The VM's metadata document, as bytes. The same document again changes nothing, another one is refused with 409."""
+    """The VM's metadata document, as bytes. The same again changes nothing, another one is refused with 409."""
     await call.receiving.put_metadata(call.body)
     return Reply(200)
