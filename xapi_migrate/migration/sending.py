@@ -79,6 +79,9 @@ class Sending:
     def let_go(self) -> None:
         """The daemon stops: nothing is undone, the next one takes it up from the journal."""
         self._stop_all()
+        if self.migration.memory_put is not None:
+            self.migration.memory_put.addErrback(lambda _: None)
+            self.migration.memory_put.cancel()
         self.migration.peer.close()
 
     # -- the machine's work -------------------------------------------------------------------

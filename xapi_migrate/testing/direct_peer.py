@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from twisted.internet import task
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..errors import MigrateError, MigrationAborted, NoUriAnswered, PeerSilent, RemoteError
@@ -26,6 +27,7 @@ from ..moment import Moment
 from ..together import started, unless
 
 T = TypeVar("T")
+log = Logger()
 
 
 class Fate(Enum):
@@ -56,15 +58,16 @@ class Wire:
         fate = Fate.REQUEST_LOST if self.cut else self.fate(number, message)
         await task.deferLater(self.clock, 0.001)
         if fate is Fate.LATE:
-            self.clock.callLater(self.lateness, lambda: started(deliver()).addErrback(lambda _: None))
+            self.clock.callLater(self.lateness, lambda: started(_quietly(deliver)))
         if fate in (Fate.REQUEST_LOST, Fate.LATE):
             await task.deferLater(self.clock, self.patience)
             raise PeerSilent(message, "no answer")
         try:
             if fate is Fate.TWICE:
-                first = started(deliver())
-                first.addErrback(lambda _: None)
-            answer = await deliver()
+                started(_quietly(deliver))
+            answer = await started(deliver()).addTimeout(self.patience, self.clock)
+        except TimeoutError:
+            raise PeerSilent(message, "no answer in time") from None
         except MigrateError as refusal:
             if isinstance(refusal, MigrationAborted) and fate is not Fate.ANSWER_LOST and not self.cut:
                 raise
@@ -77,6 +80,14 @@ class Wire:
             raise PeerSilent(message, "no answer")
         await task.deferLater(self.clock, 0.001)
         return answer
+
+
+async def _quietly(deliver: Callable[[], Awaitable[object]]) -> None:
+    """A request whose answer nobody waits for."""
+    try:
+        await deliver()
+    except Exception as lost:
+        log.debug("an answer that nobody waits for: {lost}", lost=lost)
 
 
 @implementer(IIncomingMemory)

@@ -16,7 +16,7 @@ from twisted.internet import defer
 from twisted.internet.task import Clock
 
 from ..config import Config, MigrationTimes
-from ..domains.interfaces import DomainDisk, DomainSpec, DomainState
+from ..domains.interfaces import DomainDisk, DomainSpec, DomainState, IDomainDriver
 from ..errors import OtherOperationInProgress, SrNotAttached, TaskCancelled
 from ..migration.engine import Engine
 from ..migration.host import Host
@@ -25,6 +25,7 @@ from ..sm.interfaces import Attachment, Purpose
 from ..store.database import Row
 from ..store.records import Records
 from ..together import started
+from ..uris.capability import Capability
 from ..xenapi.datamodel import shipped
 from .direct_peer import DirectPeer, Wire
 from .fake_domains import FakeDomains
@@ -147,7 +148,16 @@ class SimToolstack:
 class SimHost:
     """One host. Records, disks, domains and journals outlive its daemon; `crash` ends the daemon, without a word."""
 
-    def __init__(self, name: str, clock: Clock, luns: FakeLuns, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Any,
+        luns: FakeLuns,
+        options: Mapping[str, Any],
+        driver: Callable[[FakeHypervisor], IDomainDriver] = FakeDomains,
+    ) -> None:
+        """`clock` is a Clock, or the reactor for a `driver` that needs one. `peers` and `uris_of`, of direct peers
+        unless replaced, are how this host reaches others and is reached."""
         self.name = name
         self.clock = clock
         self.records = Records(shipped(), clock)
@@ -160,7 +170,9 @@ class SimHost:
         self.luns = luns
         self.toolstack = SimToolstack(self.records, self.srs)
         self.peers: Callable[[list[str]], IPeer] = lambda uris: (_ for _ in ()).throw(AssertionError("no peer"))
+        self.uris_of: Callable[[Capability], list[str]] = lambda capability: [f"direct:{capability.text}"]
         self.up = False
+        self._driver = driver
         self._options = options
         self._daemon = 0
         self.sr = self.new_sr()
@@ -175,14 +187,14 @@ class SimHost:
     def start(self) -> None:
         """A daemon begins, and takes up what the one before has left."""
         self._daemon += 1
-        self.domains = FakeDomains(self.hypervisor)
+        self.domains = self._driver(self.hypervisor)
         started(self.domains.open())
         host = Host(
             name=self.name, ref=self.ref, config=Config(Path("/nowhere"), **self._options), clock=self.clock,
             records=self.records, toolstack=self.toolstack, domains=self.domains, tasks=self.tasks,
             journals=self.journals, peers=lambda uris: self.peers(uris), free_memory=lambda: 1 << 40,
         )  # fmt: skip
-        self.engine = Engine(host, lambda capability: [f"direct:{capability.text}"])
+        self.engine = Engine(host, lambda capability: self.uris_of(capability))
         daemon = self._daemon
         ready = started(self.engine.start(lambda ref, label: self._task(ref)))
 
@@ -193,11 +205,15 @@ class SimHost:
         ready.addCallback(listening)
 
     def crash(self) -> None:
-        """The daemon is gone in the middle of what it did."""
+        """The daemon is gone in the middle of what it did: before any time passes, but after the code that is running
+        now, which is to raise Crash."""
         self.up = False
         self._daemon += 1
-        started(self.engine.stop()).addErrback(lambda _: None)
-        started(self.domains.close())
+        self.clock.callLater(0, self._die, self.engine, self.domains)
+
+    def _die(self, engine: Engine, domains: Any) -> None:
+        started(engine.stop()).addErrback(lambda _: None)
+        started(domains.close())
 
     def _task(self, ref: str) -> SimTask:
         return next((task for task in self.tasks.all if task.ref == ref), None) or self.tasks.begin("", "")

@@ -1,0 +1,195 @@
+"""The rule, by enumeration: a crash of either daemon before and after every journal write and around every message, and
+every fate of every message. Never two running copies; when all is well again exactly one, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from twisted.internet.task import Clock
+
+from xapi_migrate.migration.journal import Mark
+from xapi_migrate.testing.direct_peer import Fate
+from xapi_migrate.testing.memory_journals import Crash, MemoryJournal
+from xapi_migrate.testing.two_hosts import SimHost, SimTask, TwoHosts
+
+DOWN = 4.0
+MESSAGES = ["HEAD", "PUT metadata", "GET disk/0", "GET disk/1", "PUT memory", "PUT control", "DELETE"]
+WRITES = [
+    ("source", Mark.BEGUN),
+    ("source", Mark.DONE),
+    ("source", Mark.COMMITTED),
+    ("destination", Mark.BEGUN),
+    ("destination", Mark.COMMITTED),
+]
+
+
+def over(task: SimTask) -> bool:
+    return task.status != "pending"
+
+
+def host_of(world: TwoHosts, side: str) -> SimHost:
+    return world.source if side == "source" else world.destination
+
+
+def settle(world: TwoHosts, task: SimTask) -> None:
+    """Let everything heal, then look: one copy, its disks as it wrote them, the other host empty, no journal."""
+    world.run(90, lambda: over(task) and not world.source.journals.all and not world.destination.journals.all, 0.02)
+    world.run(30, step=0.05)
+    assert world.most_running == 1, "two copies ran at once"
+    running = len(world.source.running()) + len(world.destination.running())
+    assert running == 1, f"{running} copies run in the end"
+    here, there = (world.source, world.destination) if world.source.running() else (world.destination, world.source)
+    assert there.left_behind() == []
+    assert world.source.journals.all == {}
+    assert world.destination.journals.all == {}
+    [guest] = here.hypervisor.guests.values()
+    for sr in here.srs.values():
+        for content in sr.storage.disks.values():
+            for number in range(max(1, guest.counter - 50), guest.counter):
+                at = number % 64 * 16
+                assert content[at : at + 16] == number.to_bytes(16, "big"), f"write {number} is lost"
+    assert here.srs[here.sr].left_behind == [item for item in here.srs[here.sr].left_behind if "copy" not in item]
+
+
+def crash(world: TwoHosts, side: str) -> None:
+    host = host_of(world, side)
+    if host.up:
+        host.crash()
+        world.clock.callLater(DOWN, host.start)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("side", "mark"), WRITES, ids=lambda value: getattr(value, "value", value))
+def test_a_crash_at_a_journal_write(side: str, mark: Mark, when: str) -> None:
+    world = TwoHosts(Clock())
+    crashed: list[Mark] = []
+
+    def hook(journal: MemoryJournal, written: Mark) -> None:
+        if written is mark and not crashed:
+            crashed.append(written)
+            crash(world, side)
+            raise Crash
+
+    setattr(host_of(world, side).journals, when, hook)
+    vm = world.source.new_vm()
+    task = world.migrate(vm)
+    world.run(20, lambda: bool(crashed))
+    assert crashed, "that write never came"
+    if mark is Mark.BEGUN and side == "source" and when == "before":
+        task.status = "failure"  # nothing was promised and the client's call ended with the daemon
+    settle(world, task)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.0005, 0.0015, 0.0025])
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_a_crash_around_a_message(side: str, message: str, delay: float) -> None:
+    world = TwoHosts(Clock())
+    crashed: list[str] = []
+
+    def hook(number: int, sent: str) -> Fate:
+        if sent == message and not crashed:
+            crashed.append(sent)
+            world.clock.callLater(delay, crash, world, side)
+        return Fate.DELIVERED
+
+    world.wire.fate = hook
+    task = world.migrate(world.source.new_vm())
+    world.run(20, lambda: bool(crashed))
+    assert crashed
+    world.run(0.01, step=0.0005)
+    settle(world, task)
+
+
+@pytest.mark.parametrize("fate", [fate for fate in Fate if fate is not Fate.DELIVERED], ids=lambda fate: fate.name)
+@pytest.mark.parametrize("message", [*MESSAGES, "GET control"])
+def test_the_fate_of_a_message(message: str, fate: Fate) -> None:
+    world = TwoHosts(Clock())
+    struck: list[str] = []
+
+    def hook(number: int, sent: str) -> Fate:
+        if message == "GET control" and sent == "PUT control" and "PUT control" not in struck:
+            struck.append(sent)
+            return Fate.REQUEST_LOST
+        if sent == message and message not in struck:
+            struck.append(sent)
+            return fate
+        return Fate.DELIVERED
+
+    world.wire.fate = hook
+    task = world.migrate(world.source.new_vm())
+    world.run(40, lambda: message in struck, 0.01)
+    assert message in struck
+    settle(world, task)
+
+
+@pytest.mark.parametrize("fate", [Fate.REQUEST_LOST, Fate.ANSWER_LOST], ids=lambda fate: fate.name)
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_done_is_lost_and_then_a_daemon_crashes(side: str, fate: Fate) -> None:
+    world = TwoHosts(Clock())
+    struck: list[str] = []
+
+    def hook(number: int, sent: str) -> Fate:
+        if sent == "PUT control" and not struck:
+            struck.append(sent)
+            world.clock.callLater(1.0, crash, world, side)
+            return fate
+        return Fate.DELIVERED
+
+    world.wire.fate = hook
+    task = world.migrate(world.source.new_vm())
+    world.run(20, lambda: bool(struck))
+    assert struck
+    settle(world, task)
+
+
+def resume_when_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that takes silence for a no."""
+    from xapi_migrate.migration import phase5_completion
+    from xapi_migrate.migration.interfaces import Answer, Outcome
+
+    async def say_done(migration: object) -> Answer:
+        migration.story.step(phase5_completion.Step.DONE)  # type: ignore[attr-defined]
+        try:
+            return await migration.peer.put_done()  # type: ignore[attr-defined, no-any-return]
+        except Exception as silence:
+            return Answer(Outcome.ABORTED, str(silence))
+
+    monkeypatch.setattr(phase5_completion, "say_done", say_done)
+
+
+def forget_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that says `done` without having written it down."""
+    from xapi_migrate.testing import memory_journals
+
+    real = memory_journals.MemoryJournal.record
+
+    async def record(self: MemoryJournal, mark: Mark, **data: object) -> None:
+        if mark is not Mark.DONE:
+            await real(self, mark, **data)
+
+    monkeypatch.setattr(memory_journals.MemoryJournal, "record", record)
+
+
+@pytest.mark.parametrize("removed", [resume_when_unanswered, forget_done], ids=lambda one: one.__name__)
+def test_without_a_guard_two_copies_run(
+    removed: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The enumeration sees what it is there to see."""
+    removed(monkeypatch)
+    world = TwoHosts(Clock())
+    struck: list[str] = []
+
+    def hook(number: int, sent: str) -> Fate:
+        if sent == "PUT control" and not struck:
+            struck.append(sent)
+            if removed is forget_done:
+                world.clock.callLater(0.5, crash, world, "source")
+            return Fate.ANSWER_LOST
+        return Fate.DELIVERED
+
+    world.wire.fate = hook
+    world.migrate(world.source.new_vm())
+    world.run(40, step=0.01)
+    assert world.most_running == 2
