@@ -1,5 +1,5 @@
-"""Two simulated hosts that reach each other over real loopback HTTP and HTTPS: the real engines, migration tree and peer,
-in real time, on any hypervisor."""
+"""Two simulated hosts that reach each other over real loopback HTTP and HTTPS: the real engines, migration tree and
+peer, in real time, on any hypervisor."""
 
 from __future__ import annotations
 

@@ -51,6 +51,12 @@ class _Child(ProcessProtocol):
         said = self._said.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
         self.ended.happen("" if code == 0 else said or "the child process was ended")
 
+    @property
+    def pid(self) -> int | None:
+        """None when it has ended."""
+        transport: Any = self.transport
+        return None if self.ended.happened else transport.pid
+
     async def end(self) -> None:
         transport: Any = self.transport
         if not self.ended.happened:
@@ -180,6 +186,11 @@ class PipeDomains(FakeDriver):
         super().__init__(hypervisor)
         self._suspensions: dict[str, PipeSuspension] = {}
         self._restorations: dict[str, PipeRestoration] = {}
+
+    def children(self) -> list[int]:
+        """The pids of the child processes that write or read a stream now."""
+        streams: list[Any] = [*self._suspensions.values(), *self._restorations.values()]
+        return [pid for stream in streams if (pid := stream._child.pid) is not None]
 
     async def suspend(self, domain_id: str, fd: int, live: bool = True) -> ISuspension:
         guest = self.guest(domain_id, "suspend", DomainState.RUNNING, DomainState.PAUSED)
