@@ -156,12 +156,11 @@ class DirectPeer:
             accepted = started(receiving.put_memory(incoming))
             try:
                 await unless(taken.wait(), accepted)
-            except BaseException:
+                await memory.begin(here.fileno())
+                here.close()  # so that the receiver sees the end when the hypervisor lets go
+                await accepted
+            finally:
                 accepted.addErrback(lambda _: None)
-                raise
-            await memory.begin(here.fileno())
-            here.close()  # so that the receiver sees the end when the hypervisor lets go
-            await accepted
 
         try:
             await self._wire.carry("PUT memory", deliver)
