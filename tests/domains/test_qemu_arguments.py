@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from xapi_migrate.domains import qemu_arguments
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec
 from xapi_migrate.domains.qemu_arguments import arguments, disk_links
 from xapi_migrate.domains.qemu_config import QEMUConfig
@@ -81,6 +82,27 @@ def test_network_interfaces():
         "virtio-net-pci,id=vif0,mac=52:54:00:00:00:01,addr=0x2,romfile=,netdev=net0",
         "virtio-net-pci,id=vif1,mac=52:54:00:00:00:02,addr=0x3,romfile=",
     ]
+
+
+@pytest.mark.parametrize(
+    ("memory", "config", "size"),
+    [
+        (256 << 20, QEMUConfig(), "262136k"),
+        ((256 << 20) - 4096, QEMUConfig(), "262136k"),  # QEMU would round it up
+        ((256 << 20) + 8192, QEMUConfig(), "262152k"),
+        (256 << 20, QEMUConfig(accelerators=("tcg,thread=single",)), "262136k"),
+        (256 << 20, QEMUConfig(accelerators=("no-kvm", "tcg")), "262136k"),
+        (256 << 20, QEMUConfig(accelerators=("kvm", "tcg")), "262144k"),
+        (256 << 20, QEMUConfig(exact_memory=True), "262144k"),
+    ],
+)
+def test_the_memory_of_emulated_domains_is_no_multiple_of_256_kib(monkeypatch, tmp_path, memory, config, size):
+    (tmp_path / "kvm").touch()
+    works = "no-kvm" not in config.accelerators
+    monkeypatch.setattr(qemu_arguments, "_KVM", str(tmp_path / ("kvm" if works else "none")))
+    config = attrs.evolve(config, accelerators=tuple(name.removeprefix("no-") for name in config.accelerators))
+    argv = arguments(attrs.evolve(SPEC, memory=memory), config, incoming=False)
+    assert after("-m", argv) == [f"size={size}"]
 
 
 def test_pinned_hardware_wins_over_the_default():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+import attrs
 import pytest
 from pytest_twisted import ensureDeferred
 
@@ -53,6 +54,22 @@ async def test_live_migration_loses_no_tick(place, pair):
         assert guest.lost(second.image, console.counters) == []
         sent, total = suspension.progress()
         assert 0 < sent == total
+
+
+@pytest.mark.parametrize(("exact", "state"), [(True, DomainState.RUNNING), (False, DomainState.PAUSED)])
+@ensureDeferred
+async def test_a_domain_that_would_lose_writes_stands_still(place, exact, state):
+    slow = QEMUConfig(exact_memory=True, bandwidth=64 << 10)
+    async with Hosts(place, slow) as hosts:
+        here, _ = await hosts.running()
+        hosts.config = attrs.evolve(slow, exact_memory=exact)
+        await hosts.restart_sender()
+        with (place / "suspend-image").open("wb") as file:
+            suspension = await hosts.sender.suspend(here.domain_id, file.fileno())
+            assert await hosts.sender.state(here.domain_id) is state
+            await suspension.cancel()
+        await hosts.sender.resume(here.domain_id)
+        await hosts.ticks(here)
 
 
 @ensureDeferred

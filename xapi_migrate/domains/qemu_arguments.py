@@ -1,11 +1,13 @@
 """QEMU's command line for a domain.
 
-It depends on the spec and the configuration alone, and every device has a fixed place: a receiver that builds the
-domain from the same spec builds the same hardware, which QEMU's stream takes for granted and does not check.
+It depends on the spec, the configuration and whether KVM works alone, and every device has a fixed place: a receiver
+that builds the domain from the same spec builds the same hardware, which QEMU's stream takes for granted and does not
+check.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,14 @@ from xapi_migrate.domains.qemu_config import QEMUConfig
 MONITOR = "qmp.sock"
 """The monitor's socket, in the domain's folder, which is QEMU's working directory."""
 
+WHOLE = 256 << 10
+"""Bytes. Memory that is a multiple of it goes, in QEMU before 9.0, through a quick search for dirtied pages that
+forgets to tell the emulator to note the next write to them. See docs/decisions/linux-under-tcg.md."""
+
+_GRAIN = 8 << 10
+"""QEMU rounds memory up to a multiple of it."""
+
+_KVM = "/dev/kvm"
 _FIRST_NIC = 2
 _FIRST_DISK = 9
 _LAST = 31
@@ -81,13 +91,35 @@ def _nic(nic: DomainNic) -> list[str]:
     ]
 
 
+def _emulated(config: QEMUConfig) -> bool:
+    """Whether QEMU will emulate the processors: it takes the first accelerator that works."""
+    for accelerator in config.accelerators:
+        name = accelerator.partition(",")[0]
+        if name != "kvm":
+            return name == "tcg"
+        try:
+            os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
+            return False
+        except OSError:
+            continue
+    return False
+
+
+def _memory(spec: DomainSpec, config: QEMUConfig) -> int:
+    """In bytes."""
+    rounded = -(-spec.memory // _GRAIN) * _GRAIN
+    if rounded % WHOLE == 0 and not config.exact_memory and _emulated(config):
+        return rounded - _GRAIN
+    return spec.memory
+
+
 def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[str]:
     """The whole argv. ValueError when the spec asks for hardware that there is no place for."""
     argv = [config.binary, "-name", f"guest={_quoted(spec.name or spec.vm_uuid)}", "-uuid", spec.vm_uuid]
     argv += ["-machine", spec.machine or config.machine, "-cpu", spec.cpu or config.cpu]
     for accelerator in config.accelerators:
         argv += ["-accel", accelerator]
-    argv += ["-m", f"size={spec.memory // 1024}k", "-smp", str(spec.vcpus)]
+    argv += ["-m", f"size={_memory(spec, config) // 1024}k", "-smp", str(spec.vcpus)]
     argv += ["-no-user-config", "-nodefaults", "-display", "none"]
     # The process stays when its guest powers off or panics: somebody has to be told, and the record put right.
     argv += ["-action", "reboot=reset,shutdown=pause,panic=pause"]

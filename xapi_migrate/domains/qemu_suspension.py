@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from xapi_migrate.domains.interfaces import DomainState, ISuspension
+from xapi_migrate.domains.qemu_arguments import WHOLE
 from xapi_migrate.domains.qemu_domain import ABANDONED, QEMUDomain
 from xapi_migrate.errors import DomainError
 from xapi_migrate.moment import Moment
@@ -53,6 +54,22 @@ def capabilities(**wanted: bool) -> dict[str, Any]:
     return {"capabilities": [{"capability": name, "state": state} for name, state in names]}
 
 
+async def loses_writes(domain: QEMUDomain) -> bool:
+    """Whether a live suspend could miss what the guest writes to its memory. Domains that this driver starts are made
+    so that none does; one that was started otherwise has to stand still."""
+    if domain.config.exact_memory or (await domain.ask("query-kvm"))["enabled"]:
+        return False
+    memory = (await domain.ask("query-memory-size-summary"))["base-memory"]
+    if memory % WHOLE:
+        return False
+    domain.log.warn(
+        "domain {domain}: stopped for its suspend, which would lose writes to memory: it is emulated and has a multiple"
+        " of 256 KiB of memory",
+        domain=domain.domain_id,
+    )
+    return True
+
+
 @implementer(ISuspension)
 class QEMUSuspension:
     """See the module; made by `begin`."""
@@ -74,13 +91,13 @@ class QEMUSuspension:
 
     async def begin(self, fd: int, live: bool) -> None:
         """Hand the descriptor over and start. DomainError when QEMU refuses; the domain is then as it was, except
-        that it is paused when it was not to be `live`."""
+        that it is paused when it was not to be `live`, or could not be (`loses_writes`)."""
         domain, config = self._domain, self._domain.config
         try:
             await domain.ask("migrate-set-capabilities", capabilities(events=True, pause_before_switchover=True))
             limits = {"max-bandwidth": config.bandwidth, "downtime-limit": config.downtime_limits[0][1]}
             await domain.ask("migrate-set-parameters", limits)
-            if not live:
+            if not live or await loses_writes(domain):
                 await domain.stop()
             uri = await hand_over(domain, fd)
             try:
