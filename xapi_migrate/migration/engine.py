@@ -68,9 +68,16 @@ class Engine:
         return self._uris_of(capability)
 
     async def migrate(
-        self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: TaskHandle
+        self,
+        vm: str,
+        uris: list[str],
+        vdi_to_sr: dict[str, str],
+        options: dict[str, str],
+        task: TaskHandle,
+        vif_to_network: dict[str, str] | None = None,
     ) -> str:
-        """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first."""
+        """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first.
+        A VIF that `vif_to_network` does not name goes to the receiver's network of the same name."""
         host = self._host
         record = host.records.get("VM", vm)
         if record["is_a_template"] or record["is_control_domain"]:
@@ -101,7 +108,7 @@ class Engine:
                 domain=host.toolstack.domain_of(vm),
                 disks=outgoing_disks(host, vm),
                 vdi_to_sr=vdi_to_sr,
-                vif_to_network={},
+                vif_to_network=vif_to_network or {},
                 options=options,
             )
             outgoing.story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")

@@ -16,7 +16,7 @@ from ..steps import Step
 class Story:
     """Tells the steps of one migration, to the daemon's log and to a file of its own (one JSON object per line:
     t seconds since it began, step, text, and fields). `last` is the latest step. Never given a capability or a
-    password."""
+    password. An offer alone makes no file: clients ask for many and use one."""
 
     def __init__(self, clock: IReactorTime, role: str, migration: str, folder: Path | None) -> None:
         self.role = role
@@ -27,6 +27,7 @@ class Story:
         self._began = clock.seconds()
         self._log = Logger(namespace="xapi_migrate.migration")
         self._path = folder / f"{role}-{migration}.log" if folder else None
+        self._held = ""
 
     def step(self, step: Step, text: str = "", **fields: Any) -> None:
         """A step of the sequence is taken."""
@@ -45,5 +46,10 @@ class Story:
         )
         if self._path is not None:
             line = {"t": round(self._clock.seconds() - self._began, 4), "step": step, "text": text, **fields}
+            text = self._held + json.dumps(line, default=str) + "\n"
+            if step == Step.VM_RECEIVE.id:
+                self._held = text
+                return
+            self._held = ""
             with self._path.open("a") as file:
-                file.write(json.dumps(line, default=str) + "\n")
+                file.write(text)
