@@ -87,7 +87,7 @@ async def test_giving_up_by_hand(served, curl):
     served.receiving.revoked = True
     assert (await curl("/disk/0"))[0] == 410
     assert (await curl(""))[0] == 410
-    assert (await curl("", "--head"))[0] == 200
+    assert (await curl("", "--head"))[0] == 410
 
 
 @pytest_twisted.ensureDeferred
