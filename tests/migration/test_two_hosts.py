@@ -296,6 +296,47 @@ def test_a_domain_that_dies_after_its_memory_came_is_not_committed_to(world: Two
     stayed(world)
 
 
+def test_a_receiver_that_gives_up_is_quoted_although_its_luns_go_first(world: TwoHosts) -> None:
+    """The copies fail before the receiver can say why they do."""
+    cancelled: list[bool] = []
+
+    def look(told: str) -> None:
+        if told.startswith("3.6") and not cancelled:
+            [receiving] = world.destination.tasks.all
+            cancelled.append(receiving.cancel())
+
+    vm = world.source.new_vm()
+    world.source.tasks.begun = lambda task: setattr(task, "at_step", look)
+    world.source.srs[world.source.sr].stalled = True
+    task = world.migrate(vm)
+    world.run(1, lambda: bool(cancelled))
+    world.source.srs[world.source.sr].stalled = False
+    assert world.run(60, lambda: over(task))
+    assert cancelled == [True]
+    assert "The task was cancelled" in str(task.value)
+    error = task.value.failure()  # type: ignore[attr-defined]
+    assert error[:4] == ["VM_MIGRATE_FAILED", vm, "source", "destination"]
+    world.run(20)
+    stayed(world)
+
+
+def test_a_copy_that_fails_by_itself_is_told_as_such(world: TwoHosts) -> None:
+    """The receiver has no reason to name, or is not asked in time."""
+    sr = world.source.srs[world.source.sr]
+    vm = world.source.new_vm()
+    task = world.migrate(vm)
+
+    def break_it(told: str) -> None:
+        if told.startswith("4.1"):
+            sr.break_copy(next(call[2] for call in sr.calls if call[0] == "vdi_copy"), "its copier burst")
+
+    task.at_step = break_it
+    assert world.run(60, lambda: over(task))
+    assert "its copier burst" in str(task.value)
+    world.run(20)
+    stayed(world)
+
+
 def test_a_full_sr_is_refused_before_a_byte_is_copied(world: TwoHosts) -> None:
     world.destination.srs[world.destination.sr].storage.size = SIZE
     task = world.migrate(world.source.new_vm())

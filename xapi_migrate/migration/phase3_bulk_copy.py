@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from twisted.internet import task
+from twisted.internet import defer, task
 
-from ..errors import CopyFailed
+from ..errors import CopyFailed, MigrateError, MigrationAborted
 from ..sm.interfaces import CopyState
 from ..steps import Step
-from ..together import together
+from ..together import started, together
 from .outgoing import Outgoing, OutgoingDisk
+
+LAST_WORD = 1.0
+"""Seconds for a receiver that gives up to say so after it has shut its LUNs, and for its answer to the question."""
 
 
 async def copy_disks(migration: Outgoing) -> None:
@@ -36,13 +39,28 @@ async def _begin(migration: Outgoing, disk: OutgoingDisk) -> None:
 
 
 async def poll(migration: Outgoing) -> bool:
-    """Step 3.6 for every copy; whether all are ready. CopyFailed."""
+    """Step 3.6 for every copy; whether all are ready. CopyFailed, or MigrationAborted if that is why."""
     for disk in migration.disks:
         disk.status = await disk.sr.copy_state(disk.copy)
         if disk.status.state is CopyState.FAILED:
-            raise CopyFailed(disk.vdi_uuid, disk.status.error or "no reason was given")
+            raise await _why(migration, CopyFailed(disk.vdi_uuid, disk.status.error or "no reason was given"))
     migration.progress()
     return all(disk.status and disk.status.state is not CopyState.PENDING for disk in migration.disks)
+
+
+async def _why(migration: Outgoing, failure: CopyFailed) -> MigrateError:
+    """A receiver that gives a migration up shuts its LUNs first: the copy then fails for a reason that only the
+    receiver knows. (While memory is sent the answer to PUT memory may come before this one.)"""
+    await task.deferLater(migration.host.clock, LAST_WORD)
+    asked = started(migration.peer.head())
+    asked.addTimeout(LAST_WORD, migration.host.clock)
+    try:
+        await asked
+    except MigrationAborted as word:
+        return word
+    except (MigrateError, defer.TimeoutError) as silence:
+        migration.story.note(f"the receiver was asked why a copy failed: {silence}")
+    return failure
 
 
 async def watch(migration: Outgoing) -> None:

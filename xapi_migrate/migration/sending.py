@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import MigrateError, TaskCancelled, VmMigrateFailed
+from ..errors import MigrateError, MigrationAborted, TaskCancelled, VmMigrateFailed
 from ..moment import Moment
 from ..steps import Step
 from ..together import started, together
@@ -252,6 +252,8 @@ class Sending:
     def _failure(self, text: str, cause: Exception | None = None) -> Exception:
         story = self.migration.story
         where = f" (last step {story.last.id}: {story.last.text})" if isinstance(story.last, Step) else ""
+        if isinstance(cause, MigrationAborted):
+            cause = None  # the receiver's last word does not say which VM it was about
         if isinstance(cause, MigrateError) and cause.failure()[0] not in ("INTERNAL_ERROR", "MIRROR_FAILED"):
             return cause
         return VmMigrateFailed(
