@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twisted.internet import defer
 
 from xapi_migrate.migration.journal import FileJournals, JournalFailed, Mark, data_of, marked
 
@@ -101,3 +103,41 @@ async def test_a_record_is_synced_before_it_counts(tmp_path: Path, monkeypatch: 
     assert len(synced) == 2  # the file, and the folder that it is new in
     await journal.record(Mark.COMMITTED)
     assert len(synced) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancelled_write_is_whole_and_comes_before_what_is_recorded_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xapi_migrate.migration import journal as module
+
+    append, let_on = module._append, threading.Event()
+
+    def slow(path: Path, length: int, line: bytes) -> int:
+        let_on.wait(5)
+        return append(path, length, line)
+
+    journals = FileJournals(tmp_path / "journal")
+    journal = journals.begin("sender", "m")
+    await journal.record(Mark.BEGUN)
+    monkeypatch.setattr(module, "_append", slow)
+    cancelled = defer.ensureDeferred(journal.record(Mark.DONE))
+    cancelled.cancel()
+    with pytest.raises(defer.CancelledError):
+        await cancelled
+    later = defer.ensureDeferred(journal.record(Mark.ABORTED))
+    let_on.set()
+    await later
+    [again] = await journals.read()
+    assert [entry.mark for entry in again.entries] == [Mark.BEGUN, Mark.DONE, Mark.ABORTED]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_journal_that_is_removed_while_it_is_written_stays_away(tmp_path: Path) -> None:
+    journals = FileJournals(tmp_path / "journal")
+    journal = journals.begin("sender", "m")
+    cancelled = defer.ensureDeferred(journal.record(Mark.BEGUN))
+    cancelled.cancel()
+    cancelled.addErrback(lambda _: None)
+    await journal.remove()
+    assert await journals.read() == []

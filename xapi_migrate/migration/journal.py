@@ -53,7 +53,8 @@ class IJournal(Interface):
     entries: list[Entry] = Attribute("what has been written, oldest first")
 
     def record(mark: Mark, **data: Any) -> Awaitable[None]:
-        """Durable when it fires. JournalFailed: whether it was written is then only known after a restart."""
+        """Durable when it fires. JournalFailed, or cancelled: whether it was written is then only known after a
+        restart. A cancelled one is written before anything that is recorded later."""
 
     def remove() -> Awaitable[None]:
         """The migration has ended and nobody will ask again."""
@@ -92,22 +93,38 @@ class FileJournal:
 
     async def record(self, mark: Mark, **data: Any) -> None:
         line = json.dumps({"mark": mark.value, "data": data}, separators=(",", ":")).encode() + b"\n"
-        await self._one_at_a_time.acquire()
-        try:
-            if self._broken:
-                raise JournalFailed(self.migration, self._broken)
-            try:
-                self._length = await threads.deferToThread(_append, self._path, self._length, line)
-            except OSError as failure:
-                # Half a line may be on disk: what follows it would be unreadable, so nothing may follow.
-                self._broken = failure.strerror or "I/O error"
-                raise JournalFailed(self.migration, self._broken) from failure
-            self.entries.append(Entry(mark, data))
-        finally:
-            self._one_at_a_time.release()
+        await self._uncancelled(self._record(Entry(mark, data), line))
 
     async def remove(self) -> None:
+        await self._uncancelled(self._remove())
+
+    async def _remove(self) -> None:
         await threads.deferToThread(_remove, self._path)
+
+    async def _uncancelled(self, work: Awaitable[None]) -> None:
+        """A thread cannot be stopped: whoever waits for it may leave, but the next one has its turn after it."""
+        waiting: defer.Deferred[None] = defer.Deferred()
+
+        async def in_turn() -> None:
+            await self._one_at_a_time.acquire()
+            try:
+                await work
+            finally:
+                self._one_at_a_time.release()
+
+        defer.Deferred.fromCoroutine(in_turn()).addCallbacks(waiting.callback, waiting.errback)
+        await waiting
+
+    async def _record(self, entry: Entry, line: bytes) -> None:
+        if self._broken:
+            raise JournalFailed(self.migration, self._broken)
+        try:
+            self._length = await threads.deferToThread(_append, self._path, self._length, line)
+        except OSError as failure:
+            # Half a line may be on disk: what follows it would be unreadable, so nothing may follow.
+            self._broken = failure.strerror or "I/O error"
+            raise JournalFailed(self.migration, self._broken) from failure
+        self.entries.append(entry)
 
 
 @implementer(IJournals)
