@@ -4,7 +4,7 @@ It has no clock, no socket and no disk: `ISenderWork` does what a state is about
 how it ended. Each state says what is true while it lasts; the rule that a domain in doubt is neither
 resumed nor destroyed is the shape of this table.
 
-The guest's domain belongs to the sender in every state up to Releasing. From SayingDone on the receiver's word
+The guest's domain belongs to the sender in every state up to Releasing. From WritingDone on the receiver's word
 decides, and only Committed or Aborted leads out.
 """
 
@@ -44,8 +44,8 @@ class ISenderWork(Interface):
     def ask() -> None:
         """In doubt: ask what was decided, for as long as it takes -> committed or aborted."""
 
-    def withdraw() -> None:
-        """Cancelled after `done`: DELETE until it is answered -> committed or aborted."""
+    def withdraw(reason: Exception | None) -> None:
+        """Not to be, from the writing of DONE on: DELETE until it is answered -> committed or aborted."""
 
     def clean_up() -> None:
         """Steps 5.3, 5.4, the source's records and disks, the acknowledgement -> cleaned."""
@@ -186,16 +186,19 @@ def _ask_after_failure(sender: Sender, work: ISenderWork, reason: Exception) -> 
     work.ask()
 
 
+# `done` was not said but may be in the journal, and a restarted daemon would say it: the receiver has to exclude that.
+@writing_done.upon(Sender.failed).to(withdrawing)
+@writing_done.upon(Sender.cancel).to(withdrawing)
 @saying_done.upon(Sender.cancel).to(withdrawing)
 @in_doubt.upon(Sender.cancel).to(withdrawing)
 @withdrawing.upon(Sender.failed).to(withdrawing)
 def _withdraw(sender: Sender, work: ISenderWork, reason: Exception) -> None:
-    work.withdraw()
+    work.withdraw(reason)
 
 
 @withdrawing.upon(Sender.undecided).to(withdrawing)
 def _withdraw_again(sender: Sender, work: ISenderWork) -> None:
-    work.withdraw()
+    work.withdraw(None)
 
 
 @idle.upon(Sender.recover_committed).to(cleaning_up)
@@ -217,8 +220,6 @@ def _clean_up(sender: Sender, work: ISenderWork) -> None:
 @sending_memory.upon(Sender.cancel).to(rolling_back)
 @releasing.upon(Sender.failed).to(rolling_back)
 @releasing.upon(Sender.cancel).to(rolling_back)
-@writing_done.upon(Sender.failed).to(rolling_back)  # `done` was never said
-@writing_done.upon(Sender.cancel).to(rolling_back)
 @saying_done.upon(Sender.aborted).to(rolling_back)
 @in_doubt.upon(Sender.aborted).to(rolling_back)
 @withdrawing.upon(Sender.aborted).to(rolling_back)

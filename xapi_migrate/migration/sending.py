@@ -116,7 +116,12 @@ class Sending:
     def write_done(self) -> None:
         self._pulse.stop()
         same = [disk.number for disk in self.migration.disks if disk.status and disk.status.same_disk]
-        self._do(self.migration.journal.record(Mark.DONE, same_disks=same), self._machine.done_written)
+
+        def written() -> None:
+            self.migration.story.note("DONE is in the journal")
+            self._machine.done_written()
+
+        self._do(self.migration.journal.record(Mark.DONE, same_disks=same), written)
 
     def say_done(self) -> None:
         self._decide(phase5_completion.say_done(self.migration))
@@ -124,7 +129,8 @@ class Sending:
     def ask(self) -> None:
         self._decide(phase5_completion.ask(self.migration))
 
-    def withdraw(self) -> None:
+    def withdraw(self, reason: Exception | None) -> None:
+        self._reason = self._reason or reason
         self._decide(phase5_completion.withdraw(self.migration))
 
     def clean_up(self) -> None:
@@ -187,7 +193,8 @@ class Sending:
             if self._answer.outcome is Outcome.COMMITTED:
                 self._machine.committed()
             elif self._answer.outcome is Outcome.ABORTED:
-                self._machine.aborted(self._failure(f"the receiver gave it up: {self._answer.reason}"))
+                told = self._failure(f"the receiver gave it up: {self._answer.reason}")
+                self._machine.aborted(self._reason or told)
             else:
                 self._machine.undecided()
 

@@ -31,6 +31,9 @@ class MemoryJournal:
             raise JournalFailed(self.migration, "No space left on device")
         self.entries.append(Entry(mark, json.loads(json.dumps(data))))
         self._journals.after(self, mark)
+        if mark in self._journals.broken_after:
+            self._journals.broken_after.discard(mark)
+            raise JournalFailed(self.migration, "Input/output error")
 
     async def remove(self) -> None:
         self._journals.all.pop((self.role, self.migration), None)
@@ -38,11 +41,13 @@ class MemoryJournal:
 
 @implementer(IJournals)
 class MemoryJournals:
-    """`before` and `after` are called at each write and may raise Crash; `broken` makes every write fail."""
+    """`before` and `after` are called at each write and may raise Crash; `broken` makes every write fail, `broken_after`
+    the next one of such a mark, which is there all the same."""
 
     def __init__(self) -> None:
         self.all: dict[tuple[str, str], MemoryJournal] = {}
         self.broken = False
+        self.broken_after: set[Mark] = set()
         self.before: Callable[[MemoryJournal, Mark], None] = lambda journal, mark: None
         self.after: Callable[[MemoryJournal, Mark], None] = lambda journal, mark: None
 
