@@ -23,7 +23,7 @@ from xapi_migrate.domains.interfaces import (
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.domains.qemu_domain import QEMUDomain, folders
 from xapi_migrate.domains.qemu_restoration import QEMURestoration
-from xapi_migrate.domains.qemu_suspension import QEMUSuspension, give_up_stray
+from xapi_migrate.domains.qemu_suspension import QEMUSuspension, give_up_stray, settle
 from xapi_migrate.errors import DomainError
 
 STREAM = "qemu"
@@ -118,6 +118,7 @@ class QEMUDriver:
             await give_up_stray(domain)
             if await domain.state() in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.INCOMING):
                 return
+            await settle(domain)  # a suspend that failed is over before its last run state is
             await domain.go_on()
         except Exception as failure:
             raise domain.error("run again", failure) from failure
