@@ -27,7 +27,7 @@ from .sm.repository import Repository
 from .sm.services import SMServices
 from .store.records import Records
 from .toolstack.this_host import free_memory, prepare_host
-from .toolstack.toolstack import Toolstack, make_toolstack
+from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
 from .uris import offer
 from .uris.capability import Capability
 from .uris.peer import HttpPeer
@@ -106,9 +106,11 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     daemon.closes(toolstack.close)
     await toolstack.open()
 
-    engine = _engine(daemon, config, reactor, server, toolstack, domains, host, identity.fingerprint())
+    about = _host(config, reactor, server, toolstack, domains, host)
+    engine = _engine(daemon, config, about, identity.fingerprint())
     daemon.closes(engine.stop)
     server.dispatcher.register(MigrationCalls(records, engine))
+    register_migration_calls(server, engine, about)
     await engine.start(server.tasks.resume)
     server.tasks.fail_orphans()
     await toolstack.machines.resync()
@@ -125,41 +127,32 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         log.info("listening: {description}", description=description)
 
 
-def _engine(
-    daemon: Daemon,
-    config: Config,
-    reactor: Any,
-    server: XenAPIServer,
-    toolstack: Toolstack,
-    domains: IDomainDriver,
-    host: str,
-    fingerprint: str,
-) -> Engine:
+def _host(
+    config: Config, reactor: Any, server: XenAPIServer, toolstack: Toolstack, domains: IDomainDriver, ref: str
+) -> Host:
     state_dir = config.state_dir.absolute()
-    name = str(server.records.get("host", host)["name_label"])
-
-    def uris_of(capability: Capability) -> list[str]:
-        return offer.build(
-            capability, offer.listeners(daemon.bound, config.addresses, name), config.schemes, fingerprint
-        )
-
-    return Engine(
-        Host(
-            name=name,
-            ref=host,
-            config=config,
-            clock=reactor,
-            records=server.records,
-            toolstack=toolstack,
-            domains=domains,
-            tasks=server.tasks,
-            journals=FileJournals(state_dir / "journal"),
-            peers=lambda uris: HttpPeer(reactor, uris, config.times, ""),
-            free_memory=free_memory,
-            stories=state_dir / "migrations",
-        ),
-        uris_of,
+    return Host(
+        name=str(server.records.get("host", ref)["name_label"]),
+        ref=ref,
+        config=config,
+        clock=reactor,
+        records=server.records,
+        toolstack=toolstack,
+        domains=domains,
+        tasks=server.tasks,
+        journals=FileJournals(state_dir / "journal"),
+        peers=lambda uris: HttpPeer(reactor, uris, config.times, ""),
+        free_memory=free_memory,
+        stories=state_dir / "migrations",
     )
+
+
+def _engine(daemon: Daemon, config: Config, host: Host, fingerprint: str) -> Engine:
+    def uris_of(capability: Capability) -> list[str]:
+        listeners = offer.listeners(daemon.bound, config.addresses, host.name)
+        return offer.build(capability, listeners, config.schemes, fingerprint)
+
+    return Engine(host, uris_of)
 
 
 def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
+from xapi_migrate.migration.host import Host
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
+from xapi_migrate.toolstack.placement_calls import PlacementCalls
+from xapi_migrate.toolstack.send_calls import Receiver, SendCalls, SendingEngine
+from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import MakeSR, Storage
 from xapi_migrate.toolstack.storage_calls import StorageCalls
 from xapi_migrate.xenapi.server import XenAPIServer
@@ -78,3 +82,17 @@ def make_toolstack(
         MachineCalls(records, machines, operations, clock),
     )
     return Toolstack(storage, machines, operations)
+
+
+def register_migration_calls(server: XenAPIServer, engine: SendingEngine, host: Host) -> None:
+    """The calls of today's clients that migrate, for the same `engine` and `host` as VM.receive and VM.migrate."""
+
+    def stream() -> str:
+        return host.domains.capabilities().stream
+
+    checks = SenderChecks(server.records, host.ref, stream)
+    receiver = Receiver(server.records, host.ref, host.toolstack.sr, stream, host.free_memory, host.clock)
+    server.dispatcher.register(
+        SendCalls(server.records, engine, receiver, checks, host.peers),
+        PlacementCalls(server.records, host.ref, checks, host.free_memory),
+    )

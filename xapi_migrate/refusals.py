@@ -1,0 +1,179 @@
+"""Why a VM may not be migrated, told before anything has been done: those entries of the catalogue (errors.py) that the
+calls of XenAPI's own clients need, by the codes which those clients know."""
+
+from __future__ import annotations
+
+from xapi_migrate.errors import MigrateError, catalogue
+
+
+@catalogue
+class NoOffer(MigrateError):
+    """The destination cannot be reached by this host: {reason}"""
+
+    code = "VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED"
+    parameters = ("reason",)
+    status = 409
+    reason: str
+
+
+@catalogue
+class OperationBlocked(MigrateError):
+    """The operation is blocked on {ref}: {reason}"""
+
+    code = "OPERATION_BLOCKED"
+    parameters = ("ref", "reason")
+    status = 409
+    ref: str
+    reason: str
+
+
+@catalogue
+class VmIsTemplate(MigrateError):
+    """The VM {vm} is a template: {operation} is not possible."""
+
+    code = "VM_IS_TEMPLATE"
+    parameters = ("vm", "operation")
+    status = 409
+    vm: str
+    operation: str
+
+
+@catalogue
+class VmIsSnapshot(MigrateError):
+    """The VM {vm} is a snapshot: {operation} is not possible."""
+
+    code = "VM_IS_SNAPSHOT"
+    parameters = ("vm", "operation")
+    status = 409
+    vm: str
+    operation: str
+
+
+@catalogue
+class VmIsImmobile(MigrateError):
+    """The VM {vm} is configured to stay where it is (platform:nomigrate)."""
+
+    code = "VM_IS_IMMOBILE"
+    parameters = ("vm",)
+    status = 409
+    vm: str
+
+
+@catalogue
+class VmHasDevice(MigrateError):
+    """The VM {vm} has a {device}, which cannot move with it."""
+
+    status = 409
+    vm: str
+    device: str
+    device_code: str
+
+    def failure(self) -> list[str]:
+        return [self.device_code, self.vm]
+
+
+@catalogue
+class VdiCannotMove(MigrateError):
+    """The VDI {vdi} cannot be moved: {reason}"""
+
+    status = 409
+    vdi: str
+    reason: str
+    reason_code: str
+
+    def failure(self) -> list[str]:
+        return [self.reason_code, self.vdi]
+
+
+@catalogue
+class HostDisabled(MigrateError):
+    """The host {host} is disabled: it starts and takes no VMs."""
+
+    code = "HOST_DISABLED"
+    parameters = ("host",)
+    status = 409
+    host: str
+
+
+@catalogue
+class NotEnoughCpus(MigrateError):
+    """The VM has {vcpus} virtual processors and the host {pcpus} processors."""
+
+    code = "HOST_NOT_ENOUGH_PCPUS"
+    parameters = ("vcpus", "pcpus")
+    status = 409
+    vcpus: int
+    pcpus: int
+
+
+@catalogue
+class OtherVersion(MigrateError):
+    """The host {host} speaks another version of the migration protocol, so VM {vm} cannot go there."""
+
+    code = "VM_HOST_INCOMPATIBLE_VERSION_MIGRATE"
+    # in the order in which servers send them, which is not the data model's
+    parameters = ("vm", "host")
+    status = 409
+    host: str
+    vm: str
+
+
+@catalogue
+class HostCannotAttachNetwork(MigrateError):
+    """The host {host} has no interface on the network {network}."""
+
+    code = "HOST_CANNOT_ATTACH_NETWORK"
+    parameters = ("host", "network")
+    status = 409
+    host: str
+    network: str
+
+
+@catalogue
+class PifHasNoConfiguration(MigrateError):
+    """The interface {pif} has no network configuration."""
+
+    code = "PIF_HAS_NO_NETWORK_CONFIGURATION"
+    parameters = ("pif",)
+    status = 409
+    pif: str
+
+
+@catalogue
+class InterfaceHasNoIp(MigrateError):
+    """The interface {pif} has no address."""
+
+    code = "INTERFACE_HAS_NO_IP"
+    parameters = ("pif",)
+    status = 409
+    pif: str
+
+
+@catalogue
+class VmRequiresNetwork(MigrateError):
+    """The VM {vm} needs the network {network}, which is not on that host."""
+
+    code = "VM_REQUIRES_NETWORK"
+    parameters = ("vm", "network")
+    status = 409
+    vm: str
+    network: str
+
+
+@catalogue
+class VmRequiresSr(MigrateError):
+    """The VM {vm} needs the SR {sr}, which is not attached to that host."""
+
+    code = "VM_REQUIRES_SR"
+    parameters = ("vm", "sr")
+    status = 409
+    vm: str
+    sr: str
+
+
+@catalogue
+class NoHostsAvailable(MigrateError):
+    """There is no other host that the VMs could go to."""
+
+    code = "NO_HOSTS_AVAILABLE"
+    status = 409

@@ -1,0 +1,164 @@
+"""The calls by which today's clients migrate, on the engine of VM.receive and VM.migrate: host.migrate_receive,
+VM.assert_can_migrate, VM.migrate_send."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from twisted.internet import defer
+
+from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, UriInvalid
+from xapi_migrate.migration.interfaces import PROTOCOL_VERSION, IPeer
+from xapi_migrate.refusals import HostCannotAttachNetwork, InterfaceHasNoIp, PifHasNoConfiguration
+from xapi_migrate.sm.interfaces import ISR
+from xapi_migrate.store.interfaces import NULL, IRecords
+from xapi_migrate.together import started, together
+from xapi_migrate.toolstack.destination import About, Place, destination_map, read_destination
+from xapi_migrate.toolstack.sender_checks import SenderChecks, Wish
+from xapi_migrate.uris.offer import parse
+from xapi_migrate.xenapi.calls import CallContext
+from xapi_migrate.xenapi.tasks import Task
+
+STAT_SECONDS = 2.0
+"""An SR that does not tell its free space within this time is offered without it."""
+TRUE = ("true", "1")
+
+
+class SendingEngine(Protocol):
+    """What these calls need of the engine."""
+
+    def receive(self, sr: str, options: dict[str, str], user: str) -> Awaitable[list[str]]:
+        """An offer's URIs."""
+
+    def migrate(
+        self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: Task,
+        vif_to_network: dict[str, str] | None = None,
+    ) -> Awaitable[str]:  # fmt: skip
+        """The VM's ref when it has moved."""
+
+
+class Receiver:
+    """What this host says of itself to a sender. `sr` finds an attached SR, `stream` names the form of its hypervisor's
+    memory streams, `free_memory` is in bytes."""
+
+    def __init__(
+        self, records: IRecords, host: str, sr: Callable[[str], ISR], stream: Callable[[], str],
+        free_memory: Callable[[], int], clock: Any,
+    ) -> None:  # fmt: skip
+        self.host = host
+        self._records = records
+        self._sr = sr
+        self._stream = stream
+        self._free_memory = free_memory
+        self._clock = clock
+
+    def address(self, network: str) -> str:
+        """Of this host's interface on a network. HostCannotAttachNetwork, PifHasNoConfiguration, InterfaceHasNoIp."""
+        pifs = self._records.find("PIF", host=self.host, network=network)
+        if not pifs:
+            raise HostCannotAttachNetwork(self.host, network)
+        record = self._records.get("PIF", pifs[0])
+        if record["ip_configuration_mode"] == "None":
+            raise PifHasNoConfiguration(pifs[0])
+        if not record["IP"]:
+            raise InterfaceHasNoIp(pifs[0])
+        return str(record["IP"])
+
+    async def about(self) -> About:
+        """What could be taken now."""
+        host, srs = self._records.get("host", self.host), self._records.refs("SR")
+        places = await together(*(self._place(sr) for sr in srs))
+        return About(
+            protocol=PROTOCOL_VERSION, enabled=host["enabled"], cpus=int(host["cpu_info"].get("cpu_count", "1")),
+            memory_free=self._free_memory(), stream=self._stream(), srs=dict(zip(srs, places, strict=True)),
+            networks=tuple(self._records.refs("network")),
+        )  # fmt: skip
+
+    async def _place(self, ref: str) -> Place:
+        uuid = str(self._records.get("SR", ref)["uuid"])
+        try:
+            sr = self._sr(ref)
+        except MigrateError:
+            return Place(uuid, attached=False)
+        asked = started(sr.stat())
+        asked.addTimeout(STAT_SECONDS, self._clock)
+        try:
+            return Place(uuid, attached=True, free=(await asked).free)
+        except (MigrateError, OSError, defer.TimeoutError):
+            return Place(uuid, attached=True)
+
+
+class SendCalls:
+    """`peers` makes the client for a list of URIs."""
+
+    def __init__(
+        self, records: IRecords, engine: SendingEngine, receiver: Receiver, checks: SenderChecks,
+        peers: Callable[[list[str]], IPeer],
+    ) -> None:  # fmt: skip
+        self._records = records
+        self._engine = engine
+        self._receiver = receiver
+        self._checks = checks
+        self._peers = peers
+
+    async def host_migrate_receive(
+        self, call: CallContext, host: str, network: str, options: dict[str, str]
+    ) -> dict[str, str]:
+        """Clients call it for each host that might do: it makes an offer, which is an entry in a table and a timer."""
+        if host != self._receiver.host:
+            raise HandleInvalid("host", host)
+        address = self._receiver.address(network)
+        about = await self._receiver.about()
+        uris = await self._engine.receive(NULL, {}, call.user)
+        return destination_map(host, address, _on_network_first(uris, address), about)
+
+    async def VM_assert_can_migrate(
+        self, call: CallContext, vm: str, dest: dict[str, str], live: bool, vdi_map: dict[str, str],
+        vif_map: dict[str, str], options: dict[str, str], vgpu_map: dict[str, str],
+    ) -> None:  # fmt: skip
+        wish = self._wish(vm, dest, vdi_map, vif_map, options, complete=False)
+        self._checks.check(wish)
+        peer = self._peers(list(wish.destination.uris))
+        try:
+            await peer.connect()  # step 1.5: the receiver is asked for a sign of life, no more
+        finally:
+            peer.close()
+
+    async def VM_migrate_send(
+        self, call: CallContext, vm: str, dest: dict[str, str], live: bool, vdi_map: dict[str, str],
+        vif_map: dict[str, str], options: dict[str, str], vgpu_map: dict[str, str], vdi_format_map: dict[str, str],
+    ) -> str:  # fmt: skip
+        wish = self._wish(vm, dest, vdi_map, vif_map, options, complete=True)
+        self._checks.check(wish)
+        record = self._records.get("VM", vm)
+        announce(call.task, vm, record["name_label"] or record["uuid"], record["resident_on"])
+        return await self._engine.migrate(
+            vm, list(wish.destination.uris), self._checks.moving(wish), {}, call.task, dict(vif_map)
+        )
+
+    def _wish(
+        self, vm: str, dest: Mapping[str, str], vdi_map: Mapping[str, str], vif_map: Mapping[str, str],
+        options: Mapping[str, str], complete: bool,
+    ) -> Wish:  # fmt: skip
+        """Options that are not known are without effect, as clients expect: each sends some of its own."""
+        destination = read_destination(dest)
+        for uri in destination.uris:
+            try:
+                parse(uri)
+            except UriInvalid as wrong:
+                raise InvalidValue("dest:xapi_migrate", wrong.uri) from None
+        copy = options.get("copy", "").lower() in TRUE
+        return Wish(vm, destination, vdi_map, vif_map, copy, complete)
+
+
+def announce(task: Task, vm: str, name: str, host: str) -> None:
+    """By these two keys XenCenter shows the progress of a migration that another client began."""
+    task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
+    task.set_other("applies_to", ",".join(ref for ref in (vm, host) if ref != NULL))
+
+
+def _on_network_first(uris: list[str], address: str) -> list[str]:
+    """The receiver's order of schemes stays; among the URIs of one scheme those on the chosen network come first."""
+    schemes = list(dict.fromkeys(uri.partition(":")[0] for uri in uris))
+    return sorted(uris, key=lambda uri: (schemes.index(uri.partition(":")[0]), parse(uri).host != address))

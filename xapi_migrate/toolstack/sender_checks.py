@@ -1,0 +1,187 @@
+"""Every check of VM.migrate_send that costs nothing, on the sender's side, before the first byte. The first that fails
+wins; they come in the order in which xapi makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import attrs
+
+from xapi_migrate.errors import (
+    HandleInvalid,
+    IncompatibleHost,
+    NotEnoughMemory,
+    OperationNotAllowed,
+    OtherOperationInProgress,
+    SrFull,
+    SrNotAttached,
+    VdiMissing,
+    VdiNotInMap,
+    VifNotInMap,
+    VmBadPowerState,
+)
+from xapi_migrate.migration.interfaces import PROTOCOL_VERSION
+from xapi_migrate.refusals import (
+    HostDisabled,
+    NotEnoughCpus,
+    OperationBlocked,
+    OtherVersion,
+    VdiCannotMove,
+    VmHasDevice,
+    VmIsImmobile,
+    VmIsSnapshot,
+    VmIsTemplate,
+)
+from xapi_migrate.store.interfaces import NULL, IRecords, Record
+from xapi_migrate.toolstack.destination import About, Destination
+
+MOVABLE = ("Halted", "Running")
+_DEVICES = {
+    "VGPUs": ("virtual GPU", "VM_HAS_VGPU"),
+    "VUSBs": ("USB device of its host", "VM_HAS_VUSBS"),
+    "attached_PCIs": ("PCI device of its host", "VM_HAS_PCI_ATTACHED"),
+}
+
+
+@attrs.frozen
+class Wish:
+    """What a client asks for. `complete`: the maps are meant to be whole; a client that only looks which hosts would
+    do (XenCenter) sends them empty."""
+
+    vm: str
+    destination: Destination
+    vdi_map: Mapping[str, str]
+    vif_map: Mapping[str, str]
+    copy: bool = False
+    complete: bool = True
+
+
+class SenderChecks:
+    """`host` is this host's ref; `stream` names the form of its hypervisor's memory stream."""
+
+    def __init__(self, records: IRecords, host: str, stream: Callable[[], str]) -> None:
+        self._records = records
+        self._host = host
+        self._stream = stream
+
+    def check(self, wish: Wish) -> None:
+        """Nothing is said if the VM may go. The errors say what is in the way."""
+        record = self._records.get("VM", wish.vm)
+        self.check_vm(wish.vm, record, "migrate_send")
+        self._check_copy(wish, record)
+        if wish.destination.host == self._host:
+            raise OperationNotAllowed(f"The VM {wish.vm} is on that host already.")
+        about = wish.destination.about
+        if about is not None:
+            self._check_host(wish, record, about)
+        self._check_vifs(wish, record, about)
+        self._check_vdis(wish, about)
+
+    def check_vm(self, vm: str, record: Record, operation: str) -> None:
+        """What is in the VM's own way."""
+        if operation in record["blocked_operations"]:
+            raise OperationBlocked(vm, record["blocked_operations"][operation])
+        if record["power_state"] not in MOVABLE:
+            raise VmBadPowerState(vm, ", ".join(MOVABLE).lower(), record["power_state"].lower())
+        for task, other in record["current_operations"].items():
+            raise OtherOperationInProgress("VM", vm, other, task)
+        if record["is_a_snapshot"]:
+            raise VmIsSnapshot(vm, operation)
+        if record["is_a_template"]:
+            raise VmIsTemplate(vm, operation)
+        if record["platform"].get("nomigrate") in ("true", "1"):
+            raise VmIsImmobile(vm)
+        if record["is_control_domain"]:
+            raise OperationNotAllowed(f"The VM {vm} is a control domain, which cannot be migrated.")
+        for field, (device, code) in _DEVICES.items():
+            if record.get(field):
+                raise VmHasDevice(vm, device, code)
+        for _, vdi in self.disks(vm):
+            self._check_vdi(vdi)
+
+    def disks(self, vm: str) -> Iterator[tuple[str, str]]:
+        """(VBD, VDI) of each disk that will move."""
+        for vbd in self._records.get("VM", vm)["VBDs"]:
+            record = self._records.get("VBD", vbd)
+            if record["type"] == "Disk" and not record["empty"] and record["VDI"] != NULL:
+                yield vbd, record["VDI"]
+
+    def _check_vdi(self, vdi: str) -> None:
+        record = self._records.get("VDI", vdi)
+        attached = self._records.find("PBD", SR=record["SR"], host=self._host, currently_attached=True)
+        if not attached:
+            raise SrNotAttached(record["SR"])
+        if record["missing"]:
+            raise VdiMissing(record["SR"], vdi)
+        if record["sharable"]:
+            raise VdiCannotMove(vdi, "other VMs may be using it", "VDI_IS_SHARABLE")
+        if record["on_boot"] == "reset":
+            code = "VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION"
+            raise VdiCannotMove(vdi, "it is set back at each start", code)
+        if record["cbt_enabled"]:
+            raise VdiCannotMove(vdi, "its changes are being tracked", "VDI_CBT_ENABLED")
+        if "key_hash" in record["sm_config"]:
+            raise VdiCannotMove(vdi, "it is encrypted", "VDI_IS_ENCRYPTED")
+
+    def _check_copy(self, wish: Wish, record: Record) -> None:
+        if not wish.copy:
+            return
+        if record["power_state"] != "Halted":
+            raise VmBadPowerState(wish.vm, "halted", record["power_state"].lower())
+        raise OperationNotAllowed("This server moves VMs; it does not copy them to other hosts.")
+
+    def _check_host(self, wish: Wish, record: Record, about: About) -> None:
+        host = wish.destination.host
+        if about.protocol != PROTOCOL_VERSION:
+            raise OtherVersion(host, wish.vm)
+        if not about.enabled:
+            raise HostDisabled(host)
+        if record["power_state"] != "Running":
+            return
+        if record["VCPUs_max"] > about.cpus and record["platform"].get("vcpu-unrestricted") not in ("true", "1"):
+            raise NotEnoughCpus(record["VCPUs_max"], about.cpus)
+        if record["memory_static_max"] > about.memory_free:
+            raise NotEnoughMemory(record["memory_static_max"], about.memory_free)
+        if about.stream != self._stream():
+            text = f"its hypervisor reads {about.stream}, this host's writes {self._stream()}"
+            raise IncompatibleHost(wish.vm, host, text)
+
+    def _check_vifs(self, wish: Wish, record: Record, about: About | None) -> None:
+        for vif in record["VIFs"]:
+            network = wish.vif_map.get(vif)
+            if network is None:
+                if wish.complete or wish.vif_map:
+                    raise VifNotInMap(vif)
+            elif about is not None and network not in about.networks:
+                raise HandleInvalid("network", network)
+
+    def _check_vdis(self, wish: Wish, about: About | None) -> None:
+        wanted: dict[str, int] = {}
+        for _, vdi in self.disks(wish.vm):
+            sr = wish.vdi_map.get(vdi)
+            if sr is None:
+                if wish.complete or wish.vdi_map:
+                    raise VdiNotInMap(vdi)
+            elif about is not None:
+                if sr not in about.srs:
+                    raise HandleInvalid("SR", sr)
+                if not about.srs[sr].attached:
+                    raise SrNotAttached(sr)
+                if not self._stays(vdi, about.srs[sr].uuid):
+                    wanted[sr] = wanted.get(sr, 0) + self._records.get("VDI", vdi)["virtual_size"]
+        for sr, size in wanted.items():
+            free = about.srs[sr].free if about else -1
+            if 0 <= free < size:
+                raise SrFull(sr, size, free)
+
+    def moving(self, wish: Wish) -> dict[str, str]:
+        """The VDI map without the disks whose SR is the one where they are: the receiver finds those there."""
+        about = wish.destination.about
+        return {
+            vdi: sr
+            for vdi, sr in wish.vdi_map.items()
+            if about is None or sr not in about.srs or not self._stays(vdi, about.srs[sr].uuid)
+        }
+
+    def _stays(self, vdi: str, sr_uuid: str) -> bool:
+        return bool(self._records.get("SR", self._records.get("VDI", vdi)["SR"])["uuid"] == sr_uuid)
