@@ -32,7 +32,7 @@ class Options(UsageOptions):
         ["state-dir", None, None, "Folder of this daemon's database, journal, sockets, consoles and certificates."],
         ["database", None, None, "SQLAlchemy URL of the records [an SQLite file in the state folder]."],
         ["users", None, None, "File of user names and password hashes [users in the state folder]."],
-        ["domains", None, None, "Hypervisor: qemu or xen [qemu]."],
+        ["domains", None, None, "Hypervisor; qemu is the only one so far [qemu]."],
     ]
     optFlags = [["show-config", None, "Print the settings that hold, as a TOML file, and end."]]
 

@@ -13,7 +13,8 @@ class MigrationTimes:
 
     # How often the sender sends HEAD while a migration is under way.
     heartbeat_interval: float = 30.0
-    # Without a sign of life for this long the sender tries the other URIs and then rolls back; the receiver aborts.
+    # Without a sign of life for half of this the sender tries the other URIs, after all of it it rolls back. The
+    # receiver aborts after all of it. The sender also waits this long for the answer to `done`.
     heartbeat_lost: float = 90.0
     # How long the sender waits for one URI to answer HEAD in step 1.5.
     connect: float = 10.0
@@ -40,13 +41,14 @@ class Config:
     database: str = ""
     # File of user names and password hashes; empty: state_dir/users.
     users: str = ""
-    # Hypervisor: qemu or xen.
+    # Hypervisor; qemu is the only one so far.
     domains: str = "qemu"
     # Addresses that URIs are offered on; empty: those that `listen` names.
     addresses: tuple[str, ...] = ()
     # Schemes that URIs are offered with, in this order. http moves memory and disks in clear.
     schemes: tuple[str, ...] = ("https",)
-    # Disks travel over iSCSI, which is not encrypted: must be said aloud before an https offer may use it.
+    # Disks travel over iSCSI, which is not encrypted. Without this a host that offers https refuses every VM that has
+    # a disk, at PUT metadata.
     insecure_storage: bool = False
     # TCP port of the iSCSI target; 0: a free one.
     iscsi_port: int = 3260

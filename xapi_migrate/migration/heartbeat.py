@@ -16,8 +16,8 @@ from .story import Story
 
 class Pulse:
     """The sender's half: HEAD every `heartbeat_interval` (1.5). One that fails is repeated sooner; after
-    `heartbeat_lost` without an answer the other URIs are tried; if none answers, or the receiver has aborted:
-    `lost`."""
+    half of `heartbeat_lost` without an answer the other URIs are tried; if none has answered by the end of it, or the
+    receiver has aborted: `lost`."""
 
     def __init__(
         self,

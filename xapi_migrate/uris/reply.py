@@ -56,5 +56,5 @@ def revoked(receiving: IReceiving) -> Reply:
 
 
 def decision(answer: Answer) -> Reply:
-    """What PUT control and DELETE are told: 410 where the migration is aborted and that is not what was wanted."""
+    """What PUT control is told: 410 where the migration is aborted, for that is not what was wanted."""
     return Reply(410 if answer.outcome is Outcome.ABORTED else 200, wire.answer_body(answer), JSON)
