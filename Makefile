@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`; each sets the machine up first.
-.PHONY: setup lint test demo clean
+.PHONY: setup lint test demo bench clean
 
 setup:
 	@sh scripts/setup
@@ -14,6 +14,10 @@ test: lint
 
 demo: setup
 	@.venv/bin/xapi-migrate demo
+
+# A move beside the same one by plain QEMU; BENCH="--moves 2" and so on.
+bench: setup
+	@.venv/bin/python -m bench.migration $(BENCH)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info plugins/*/*.egg-info

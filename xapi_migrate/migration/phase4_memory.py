@@ -64,6 +64,7 @@ async def _end_stream(migration: Outgoing) -> None:
     try:
         await suspension.proceed()
         await unless(put, finished)
+        migration.story.note("the receiver has the memory")
     finally:
         finished.addErrback(lambda _: None)
 
@@ -76,3 +77,4 @@ async def _deactivate(migration: Outgoing, disk: OutgoingDisk) -> None:
     disk.status = await disk.sr.copy_state(disk.copy)
     if disk.status.state is not CopyState.FINISHED:
         raise CopyFailed(disk.vdi_uuid, disk.status.error or f"it ended {disk.status.state.value}")
+    migration.story.note(f"disk {disk.number} is deactivated, its copy finished")

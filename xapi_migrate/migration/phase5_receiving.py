@@ -15,6 +15,7 @@ from .undo import attempt
 async def activate(migration: Incoming) -> None:
     """The LUNs closed, then every VDI active: from here on only the receiver writes to them."""
     assert migration.plan is not None
+    migration.story.note("`done` came")
     # The hidden VM's records must be found again by whoever completes this after a crash.
     await together(migration.host.records.flush(), *(_activate(migration, disk) for disk in migration.plan.disks))
     await check_domain(migration)
@@ -32,8 +33,10 @@ async def check_domain(migration: Incoming) -> None:
 async def _activate(migration: Incoming, disk: IncomingDisk) -> None:
     sr = migration.sr_of(disk)
     await sr.vdi_close_url(disk.vdi_uuid, migration.id)
+    migration.story.note(f"the LUN of disk {disk.number} is closed")
     if migration.plan is not None and migration.plan.has_memory:
         await sr.vdi_activate(disk.vdi_uuid, Purpose.DOMAIN)
+        migration.story.note(f"disk {disk.number} is active")
 
 
 async def complete(migration: Incoming) -> None:
@@ -70,6 +73,7 @@ async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
         state = await host.domains.state(plan.domain)
         if state in (DomainState.PAUSED, DomainState.SUSPENDED, DomainState.INCOMING):
             await host.domains.unpause(plan.domain)
+            migration.story.note(f"domain {plan.domain} runs")
             state = await host.domains.state(plan.domain)
     except MigrateError as failure:
         migration.story.note(f"domain {plan.domain}: {failure}")

@@ -197,8 +197,11 @@ class Receiving:
     def write_commit(self) -> None:
         self._stop_cancelling()
 
-        record = self.migration.journal.record(Mark.COMMITTED)
-        self._do(record, self._machine.commit_written, self._machine.undecidable)
+        def written() -> None:
+            self.migration.story.note("COMMIT is in the journal")
+            self._machine.commit_written()
+
+        self._do(self.migration.journal.record(Mark.COMMITTED), written, self._machine.undecidable)
 
     def complete(self) -> None:
         self._answer = Answer(Outcome.COMMITTED)

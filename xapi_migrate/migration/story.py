@@ -15,8 +15,8 @@ from ..steps import Step
 
 class Story:
     """Tells the steps of one migration, to the daemon's log and to a file of its own (one JSON object per line:
-    t seconds since it began, step, text, and fields). `last` is the latest step. Never given a capability or a
-    password. An offer alone makes no file: clients ask for many and use one."""
+    t seconds since it began, at seconds by the host's clock, step, text, and fields). `last` is the latest step. Never
+    given a capability or a password. An offer alone makes no file: clients ask for many and use one."""
 
     def __init__(self, clock: IReactorTime, role: str, migration: str, folder: Path | None) -> None:
         self.role = role
@@ -45,7 +45,8 @@ class Story:
             "{role} {migration} {step} {text}", role=self.role, migration=self.migration, step=step, text=text, **fields
         )
         if self._path is not None:
-            line = {"t": round(self._clock.seconds() - self._began, 4), "step": step, "text": text, **fields}
+            now = self._clock.seconds()
+            line = {"t": round(now - self._began, 4), "at": round(now, 4), "step": step, "text": text, **fields}
             text = self._held + json.dumps(line, default=str) + "\n"
             if step == Step.VM_RECEIVE.id:
                 self._held = text
