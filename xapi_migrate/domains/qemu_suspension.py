@@ -82,6 +82,7 @@ class QEMUSuspension:
         self._finished: Moment[None] = Moment()
         self._progress = (0, (domain.spec.memory if domain.spec else 0))
         self._reason = ""
+        self._proceeded = False
         self._stop_watching: Callable[[], None] = lambda: None
         self._following: defer.Deferred[None] | None = None
 
@@ -122,6 +123,7 @@ class QEMUSuspension:
     async def proceed(self) -> None:
         if self.over:
             return
+        self._proceeded = True
         try:
             await self._domain.ask("migrate-continue", {"state": "pre-switchover"})
         except Exception as failure:
@@ -140,24 +142,19 @@ class QEMUSuspension:
             return
         domain, limit = self._domain, self._domain.config.timeouts.cancel
         self._reason = self._reason or "it was cancelled"
-        try:
-            await domain.ask("migrate_cancel", timeout=limit / 3)
-        except Exception as failure:
-            self.log.info("domain {domain}: not cancelled yet: {failure}", domain=domain.domain_id, failure=failure)
-            await self._tear_out()
+        if self._proceeded:
+            await tear_out(domain)
+        else:
+            try:
+                await domain.ask("migrate_cancel", timeout=limit / 3)
+            except Exception as failure:
+                self.log.info("domain {domain}: not cancelled yet: {failure}", domain=domain.domain_id, failure=failure)
+                await tear_out(domain)
         try:
             await self._finished.wait().addTimeout(limit, domain.reactor)
         except Exception as failure:
             self.log.debug("domain {domain}: its suspend ended: {failure}", domain=domain.domain_id, failure=failure)
         self._fail(self._reason)  # QEMU may still be busy with it: `resume` waits for that
-
-    async def _tear_out(self) -> None:
-        """Shut the stream's socket down from within QEMU, past its main loop."""
-        instances = {"instances": [{"type": "migration"}]}
-        try:
-            await self._domain.ask("yank", instances, timeout=self._domain.config.timeouts.cancel / 3, oob=True)
-        except Exception as failure:
-            self.log.warn("domain {domain}: yank: {failure}", domain=self._domain.domain_id, failure=failure)
 
     # -- what QEMU says -----------------------------------------------------------------------
 
@@ -258,6 +255,19 @@ async def settle(domain: QEMUDomain) -> str:
         await task.deferLater(domain.reactor, 0.002)
 
 
+async def tear_out(domain: QEMUDomain) -> None:
+    """Shut the stream's socket down from within QEMU, past its main loop: the stream fails, if it is not whole yet.
+
+    After `proceed` nothing else will do: QEMU gives its disks away with the last of the memory, and a migrate_cancel
+    that meets that moment makes it let the guest run on without them, which ends in an assertion of its own.
+    """
+    instances = {"instances": [{"type": "migration"}]}
+    try:
+        await domain.ask("yank", instances, timeout=domain.config.timeouts.cancel / 3, oob=True)
+    except Exception as failure:
+        QEMUDomain.log.info("domain {domain}: yank: {failure}", domain=domain.domain_id, failure=failure)
+
+
 async def give_up_stray(domain: QEMUDomain) -> None:
     """Cancel a suspend that is under way and nobody's: an earlier daemon began it, or it did not end in time."""
     limit = domain.config.timeouts.cancel
@@ -265,7 +275,9 @@ async def give_up_stray(domain: QEMUDomain) -> None:
         status = (await domain.ask("query-migrate", timeout=limit)).get("status", "none")
         if status not in UNDER_WAY:
             return
-        if status != "cancelling":
+        if status == "device":
+            await tear_out(domain)
+        elif status != "cancelling":
             await domain.ask("migrate_cancel", timeout=limit)
         await task.deferLater(domain.reactor, 0.02)
     raise TimeoutError("its suspend does not end: the descriptor that it writes to must be closed")
