@@ -18,9 +18,10 @@ from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from .host import Host, TaskHandle
 from .incoming import Incoming
-from .interfaces import IOffers, IReceiving
-from .journal import IJournal, Mark, data_of
+from .interfaces import IOffers, IReceiving, Outcome
+from .journal import IJournal, Mark, data_of, marked
 from .outgoing import Outgoing, begun_entry, check_options, from_journal, outgoing_disks
+from .phase5_completion import Farewell
 from .receiving import Receiving
 from .sending import Sending
 from .story import Story
@@ -173,9 +174,14 @@ class Engine:
 
     def _recover_outgoing(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
         begun = data_of(journal, Mark.BEGUN)
-        task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")
         story = Story(self._host.clock, "sender", journal.migration, self._host.stories)
         story.note("taken up by a restarted daemon")
+        if marked(journal, Mark.ENDED):
+            outcome = Outcome.COMMITTED if marked(journal, Mark.COMMITTED) else Outcome.ABORTED
+            farewell = Farewell(self._host, story, journal, self._host.peers(begun["uris"]), outcome)
+            self._let_go_on(farewell.take_leave(told=False))
+            return
+        task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")
         outgoing = from_journal(self._host, journal, task, story)
         if outgoing.vm in self._host.records.refs("VM"):
             self._host.toolstack.end_operation(outgoing.vm, task.ref)

@@ -19,16 +19,19 @@ from twisted.internet import defer, threads
 from zope.interface import Attribute, Interface, implementer
 
 from ..errors import MigrateError, catalogue
+from .story import Story
 
 
 class Mark(Enum):
     """What can be written. Sender: BEGUN, DONE (from here on in doubt), COMMITTED or ABORTED (the receiver's
-    word). Receiver: BEGUN (the offer was taken up), COMMITTED or ABORTED (its own decision)."""
+    word). Receiver: BEGUN (the offer was taken up), COMMITTED or ABORTED (its own decision). Both: ENDED (the VM
+    is its owner's again: what is left is to agree with the other side, nothing is done or undone any more)."""
 
     BEGUN = "begun"
     DONE = "done"
     COMMITTED = "committed"
     ABORTED = "aborted"
+    ENDED = "ended"
 
 
 @catalogue
@@ -78,6 +81,14 @@ def marked(journal: IJournal, mark: Mark) -> bool:
 def data_of(journal: IJournal, mark: Mark) -> dict[str, Any]:
     """What was written with the latest such mark; {} if none was."""
     return next((e.data for e in reversed(journal.entries) if e.mark is mark), {})
+
+
+async def note_end(journal: IJournal, story: Story) -> None:
+    """Write ENDED. Where that fails a restarted daemon ends the migration once more."""
+    try:
+        await journal.record(Mark.ENDED)
+    except JournalFailed as failure:
+        story.note(str(failure))
 
 
 @implementer(IJournal)

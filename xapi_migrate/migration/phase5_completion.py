@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import attrs
 from twisted.internet import task
 
 from ..errors import MigrateError, PeerSilent
 from ..steps import Step
 from ..together import together
-from .interfaces import Answer, Outcome
+from .host import Host
+from .interfaces import Answer, IPeer, Outcome
+from .journal import IJournal
 from .outgoing import Outgoing, OutgoingDisk
+from .story import Story
 from .undo import attempt
 
 FAREWELLS = 500
@@ -120,23 +124,36 @@ async def _take_back_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
         await attempt(migration.story, "activate", disk.sr.vdi_activate(disk.vdi_uuid))
 
 
-async def take_leave(migration: Outgoing, outcome: Outcome, told: bool) -> None:
-    """Tell the receiver how it ended until it has heard (`told`: it has), so that it can forget; then the journal
-    goes."""
-    try:
-        for _ in range(0 if told else FAREWELLS):
-            if await farewell(migration, outcome):
-                break
-            await task.deferLater(migration.host.clock, migration.host.config.times.ask)
-        await migration.journal.remove()
-    finally:
-        migration.peer.close()
+@attrs.frozen
+class Farewell:
+    """What is left of a migration that has ended here: that the receiver is told, so that it can forget."""
+
+    host: Host
+    story: Story
+    journal: IJournal
+    peer: IPeer
+    outcome: Outcome
+
+    async def take_leave(self, told: bool) -> None:
+        """Tell the receiver until it has heard (`told`: it has); then the journal goes."""
+        try:
+            for _ in range(0 if told else FAREWELLS):
+                if await self.say():
+                    break
+                await task.deferLater(self.host.clock, self.host.config.times.ask)
+            await self.journal.remove()
+        finally:
+            self.peer.close()
+
+    async def say(self) -> bool:
+        """One DELETE that also acknowledges the outcome; whether the receiver has heard it."""
+        try:
+            return (await self.peer.delete(acknowledge=self.outcome)).outcome is not Outcome.OPEN
+        except MigrateError as silence:
+            self.story.note(f"the receiver does not yet know that the migration is {self.outcome.value}: {silence}")
+            return False
 
 
-async def farewell(migration: Outgoing, outcome: Outcome) -> bool:
-    """One DELETE that also acknowledges the outcome; whether the receiver has heard it."""
-    try:
-        return (await migration.peer.delete(acknowledge=outcome)).outcome is not Outcome.OPEN
-    except MigrateError as silence:
-        migration.story.note(f"the receiver does not yet know that the migration is {outcome.value}: {silence}")
-        return False
+def farewell_of(migration: Outgoing, outcome: Outcome) -> Farewell:
+    """The end of this migration."""
+    return Farewell(migration.host, migration.story, migration.journal, migration.peer, outcome)

@@ -44,29 +44,30 @@ async def complete(migration: Incoming) -> None:
     takes its final identity and shows itself. Repeatable, from any point."""
     plan, host = migration.plan, migration.host
     assert plan is not None
-    vm = _current_ref(migration, plan)
+    vm = _hidden_ref(migration, plan)
+    if not vm:
+        migration.story.note(f"VM {plan.final_uuid} was completed before: it is its owner's since")
+        return
     power_state = plan.power_state
     if plan.has_memory:
         power_state = await _run(migration, plan, vm)
     migration.story.step(Step.POWER_STATE, f"VM {plan.final_uuid} is {power_state}")
-    if vm:
-        record = host.records.get("VM", vm)
-        other = {key: value for key, value in record["other_config"].items() if key != HIDDEN}
-        host.records.update(
-            "VM", vm, other_config=other, power_state=power_state, current_operations={}, _incoming_uuid="",
-            resident_on=host.ref if power_state in ("Running", "Paused") else "OpaqueRef:NULL",
-        )  # fmt: skip
-        for disk in plan.disks:
-            host.records.update("VBD", disk.vbd, currently_attached=power_state in ("Running", "Paused"))
-        if record["uuid"] != plan.final_uuid:
-            host.records.rekey("VM", vm, plan.final_ref or vm, plan.final_uuid)
+    final = plan.final_ref or vm
+    if host.records.get("VM", vm)["uuid"] != plan.final_uuid:
+        host.records.rekey("VM", vm, final, plan.final_uuid)
+    other = {key: value for key, value in host.records.get("VM", final)["other_config"].items() if key != HIDDEN}
+    host.records.update(
+        "VM", final, other_config=other, power_state=power_state, current_operations={}, _incoming_uuid="",
+        resident_on=host.ref if power_state in ("Running", "Paused") else "OpaqueRef:NULL",
+    )  # fmt: skip
+    for disk in plan.disks:
+        host.records.update("VBD", disk.vbd, currently_attached=power_state in ("Running", "Paused"))
     await host.records.flush()
 
 
 async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
     host = migration.host
-    if vm:
-        host.toolstack.set_domain(vm, plan.domain)
+    host.toolstack.set_domain(vm, plan.domain)
     if plan.leave_paused:
         return "Paused"
     try:
@@ -83,15 +84,18 @@ async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
     # The domain died after the decision: the VM is here, Halted, and never back at the sender.
     await attempt(migration.story, "destroy the domain", host.domains.destroy(plan.domain))
     await together(*(_detach(migration, disk) for disk in plan.disks))
-    if vm:
-        host.toolstack.set_domain(vm, "")
+    host.toolstack.set_domain(vm, "")
     return "Halted"
 
 
-def _current_ref(migration: Incoming, plan: Plan) -> str:
-    """The VM's record, under its hidden or its final ref; "" if it is gone."""
-    refs = migration.host.records.refs("VM")
-    return next((ref for ref in (plan.vm, plan.final_ref) if ref and ref in refs), "")
+def _hidden_ref(migration: Incoming, plan: Plan) -> str:
+    """The record of the VM that is still to be completed; "" if it has been: it shows itself, or is gone again. (It was
+    in the database before COMMIT, so it cannot be missing for want of time.)"""
+    records = migration.host.records
+    for ref in (plan.vm, plan.final_ref):
+        if ref and ref in records.refs("VM") and records.get("VM", ref).get("_incoming_uuid"):
+            return ref
+    return ""
 
 
 async def close_proofs(migration: Incoming) -> None:

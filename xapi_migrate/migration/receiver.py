@@ -46,7 +46,7 @@ class IReceiverWork(Interface):
         """The journal cannot be written: neither outcome may be told until a restart has read it."""
 
     def end() -> None:
-        """Acknowledged, or expired unused: forget the migration."""
+        """Acknowledged, or expired or withdrawn unused: forget the migration."""
 
 
 class Receiver(Protocol):
@@ -98,7 +98,7 @@ class Receiver(Protocol):
         """Nothing of the VM is left here."""
 
     def acknowledged(self) -> None:
-        """DELETE after the end: the sender knows."""
+        """DELETE that names the outcome: the sender knows it."""
 
     def expire(self) -> None:
         """The offer's life is over."""
@@ -111,6 +111,9 @@ class Receiver(Protocol):
 
     def recover_committed(self) -> None:
         """Found after a restart with COMMITTED in the journal."""
+
+    def recover_completed(self) -> None:
+        """Found after a restart with COMMITTED and ENDED in the journal."""
 
 
 _build = TypeMachineBuilder(Receiver, IReceiverWork)
@@ -166,6 +169,7 @@ def _complete(receiver: Receiver, work: IReceiverWork) -> None:
 
 
 completing.upon(Receiver.completed).to(committed).returns(None)
+offered.upon(Receiver.recover_completed).to(committed).returns(None)  # the VM is its owner's since: hands off
 
 
 # Before COMMIT everything that goes wrong leads here.

@@ -18,7 +18,7 @@ from . import phase2_receiving, phase4_receiving, phase5_receiving
 from .heartbeat import Listening
 from .incoming import Incoming, Plan
 from .interfaces import PROTOCOL_VERSION, Answer, DiskOffer, IIncomingMemory, IReceiving, Outcome
-from .journal import Mark, data_of, marked
+from .journal import Mark, data_of, marked, note_end
 from .machine_state import state_of
 from .metadata_import import import_vm
 from .receiver import IReceiverWork, build_receiver
@@ -62,7 +62,11 @@ class Receiving:
         journal = self.migration.journal
         self.migration.plan = Plan.from_json(data_of(journal, Mark.BEGUN)["plan"])
         self._document = b""
-        if marked(journal, Mark.COMMITTED):
+        if marked(journal, Mark.COMMITTED) and marked(journal, Mark.ENDED):
+            self._answer = Answer(Outcome.COMMITTED)
+            self._decided.happen(self._answer)
+            self._machine.recover_completed()
+        elif marked(journal, Mark.COMMITTED):
             self._machine.recover_committed()
         elif marked(journal, Mark.ABORTED):
             self._answer = Answer(Outcome.ABORTED, data_of(journal, Mark.ABORTED).get("reason", ""))
@@ -208,6 +212,8 @@ class Receiving:
         self._listening.stop()
 
         def then() -> None:
+            # Nobody waits for it: done again in the short time before it is durable, completing finds nothing to do.
+            self.migration.host.later(note_end(self.migration.journal, self.migration.story))
             self._machine.completed()
             self._decided.happen(self._answer)
             self._end_task(None)

@@ -16,7 +16,7 @@ from ..together import started, together
 from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_memory, phase5_completion
 from .heartbeat import Pulse
 from .interfaces import Answer, Outcome
-from .journal import JournalFailed, Mark
+from .journal import JournalFailed, Mark, note_end
 from .outgoing import Outgoing
 from .sender import ISenderWork, build_sender
 
@@ -137,7 +137,7 @@ class Sending:
         self._outcome = Outcome.COMMITTED
         self.migration.task.on_cancel(None)
         self._downtime()
-        self._do(phase5_completion.clean_up(self.migration), self._machine.cleaned)
+        self._do(self._clean_up(), self._machine.cleaned)
 
     def roll_back(self, reason: Exception) -> None:
         self._reason = reason
@@ -209,13 +209,19 @@ class Sending:
             self._forgetful = True
             self.migration.story.note(str(failure))
 
+    async def _clean_up(self) -> None:
+        await phase5_completion.clean_up(self.migration)
+        await note_end(self.migration.journal, self.migration.story)
+
     async def _roll_back(self) -> None:
         await phase5_completion.roll_back(self.migration)
+        # Before the VM is free for another migration, which a restarted daemon must not undo with this one.
+        await note_end(self.migration.journal, self.migration.story)
         self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
         if self._forgetful or self._told:
             return
         # The receiver is told before the client is, if it answers quickly; else later.
-        told = started(phase5_completion.farewell(self.migration, Outcome.ABORTED))
+        told = started(phase5_completion.farewell_of(self.migration, Outcome.ABORTED).say())
         told.addTimeout(FAREWELL_SECONDS, self.migration.host.clock)
         try:
             self._told = await told
@@ -235,7 +241,8 @@ class Sending:
         self._stop_all()
         self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
         if not self._forgetful:
-            self.migration.host.later(phase5_completion.take_leave(self.migration, self._outcome, self._told))
+            farewell = phase5_completion.farewell_of(self.migration, self._outcome)
+            self.migration.host.later(farewell.take_leave(self._told))
 
     def _stop_all(self) -> None:
         self._pulse.stop()
