@@ -16,9 +16,9 @@ class MigrationTimes:
     # Without a sign of life for half of this the sender tries the other URIs, after all of it it rolls back. The
     # receiver aborts after all of it. The sender also waits this long for the answer to `done`.
     heartbeat_lost: float = 90.0
-    # How long the sender waits for one URI to answer HEAD in step 1.5.
+    # How long the sender waits for one URI to answer HEAD in step 1.5, and GET control when it is in doubt.
     connect: float = 10.0
-    # How long the sender waits for the answer to a request other than PUT memory and PUT control.
+    # How long the sender waits for the answer to other requests; to PUT memory from the end of the stream on.
     request: float = 60.0
     # How long an offer lives if no PUT metadata comes.
     offer: float = 600.0

@@ -27,7 +27,7 @@ def vm_migrate(
 ) -> None:
     """Move VM (its name or uuid) from the host at --url to the host at --to-url, with its disks.
 
-    A running VM keeps running. Ctrl-C cancels: the VM then stays where it was.
+    A running VM keeps running. Ctrl-C cancels: the VM then stays where it was, unless it has been handed over already.
     """
     wish = Wish(vm, sr, _pairs(maps, "--map"), _pairs(options, "--option"))
     moved = migrate(server, to_server, wish, quiet=as_json)

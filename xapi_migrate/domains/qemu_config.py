@@ -1,4 +1,4 @@
-"""What an operator can set for domains that run in QEMU. The comments are the manual."""
+"""Figures of domains that run in QEMU; not settings of the daemon yet. The comments are the manual."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class IReceiving(Interface):
         """A sign of life came (any request)."""
 
     def status() -> dict[str, Any]:
-        """GET base: protocol version, state, last step, progress; for people and scripts."""
+        """GET base: protocol version, state, last step, outcome, number of disks; for people and scripts."""
 
     def put_metadata(document: bytes) -> Awaitable[None]:
         """Step 2.1. ImportError_, VdiNotInMap, SrFull, NotEnoughMemory, IncompatibleHost, WrongMoment."""

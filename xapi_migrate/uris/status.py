@@ -18,13 +18,14 @@ async def head(call: Call) -> Reply:
 
 
 async def get(call: Call) -> Reply:
-    """Protocol version, state, last step and progress, as JSON."""
+    """Protocol version, state, last step, outcome and number of disks, as JSON."""
     return Reply(200, wire.encode(call.receiving.status()), JSON)
 
 
 async def delete(call: Call) -> Reply:
-    """Abort if nothing is decided yet; always 200 and what holds, and a repeat gets the same. With the header
-    `Acknowledge: committed` (or aborted) the receiver may forget the migration, and a repeat gets 404."""
+    """Abort if nothing is decided yet; 200 and what holds, and a repeat gets the same. With the header
+    `Acknowledge: committed` (or aborted), if that is what holds, the receiver may forget the migration, and a repeat
+    gets 404."""
     acknowledge: Outcome | None = None
     if call.acknowledge:
         try:
