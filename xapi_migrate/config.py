@@ -43,6 +43,8 @@ class Config:
     users: str = ""
     # Hypervisor; qemu is the only one so far.
     domains: str = "qemu"
+    # QEMU's accelerators in order of preference; the first that it can open is used. "kvm, tcg" on a host with KVM.
+    accelerators: tuple[str, ...] = ("tcg",)
     # Addresses that URIs are offered on; empty: those that `listen` names.
     addresses: tuple[str, ...] = ()
     # Schemes that URIs are offered with, in this order. http moves memory and disks in clear.

@@ -16,6 +16,7 @@ from . import tls
 from .config import Config
 from .domains.interfaces import IDomainDriver
 from .domains.qemu import QEMUDriver
+from .domains.qemu_config import QEMUConfig
 from .errors import InvalidValue
 from .migration.engine import Engine
 from .migration.host import Host
@@ -158,7 +159,9 @@ def _engine(daemon: Daemon, config: Config, host: Host, fingerprint: str) -> Eng
 def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:
     if config.domains != "qemu":
         raise InvalidValue("domains", config.domains)
-    driver: IDomainDriver = QEMUDriver(reactor, config.state_dir.absolute())
+    driver: IDomainDriver = QEMUDriver(
+        reactor, config.state_dir.absolute(), QEMUConfig(accelerators=config.accelerators)
+    )
     return driver
 
 
