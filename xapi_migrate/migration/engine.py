@@ -17,7 +17,7 @@ from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from .host import Host, TaskHandle
-from .incoming import Incoming
+from .incoming import Incoming, Plan
 from .interfaces import IOffers, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
 from .outgoing import Outgoing, begun_entry, check_options, from_journal, outgoing_disks
@@ -136,7 +136,7 @@ class Engine:
         for journal in await self._host.journals.read():
             try:
                 if journal.role == "receiver":
-                    await self._recover_incoming(journal)
+                    await self._recover_incoming(journal, task_of)
                 else:
                     self._recover_outgoing(journal, task_of)
             except Exception:
@@ -155,7 +155,7 @@ class Engine:
         """The migration that moves this VM away, if there is one."""
         return next((s for s in self._outgoing.values() if s.migration.vm == vm), None)
 
-    async def _recover_incoming(self, journal: IJournal) -> None:
+    async def _recover_incoming(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
         begun = data_of(journal, Mark.BEGUN)
         story = Story(self._host.clock, "receiver", journal.migration, self._host.stories)
         story.note("taken up by a restarted daemon")
@@ -168,9 +168,15 @@ class Engine:
             digest=begun["digest"],
             options={},
         )
+        plan = incoming.plan = Plan.from_json(begun["plan"])
+        if not marked(journal, Mark.ENDED):
+            # Until it is completed or gone the hidden VM is nobody else's.
+            incoming.task = task_of(begun.get("task", ""), f"VM.receive: {plan.name or plan.final_uuid}")
+            if plan.vm in self._host.records.refs("VM"):
+                self._host.toolstack.retake_operation(plan.vm, "import", incoming.task.ref)
         receiving = self._incoming[begun["digest"]] = Receiving(incoming, self._forget_incoming)
         receiving.recover()
-        await receiving.decided()
+        await receiving.taken_up()
 
     def _recover_outgoing(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
         begun = data_of(journal, Mark.BEGUN)
@@ -184,8 +190,7 @@ class Engine:
         task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")
         outgoing = from_journal(self._host, journal, task, story)
         if outgoing.vm in self._host.records.refs("VM"):
-            self._host.toolstack.end_operation(outgoing.vm, task.ref)
-            self._host.toolstack.begin_operation(outgoing.vm, "migrate_send", task.ref)
+            self._host.toolstack.retake_operation(outgoing.vm, "migrate_send", task.ref)
         sending = self._follow(outgoing)
         ended = sending.ended.wait()
         ended.addCallbacks(

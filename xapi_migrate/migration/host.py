@@ -60,6 +60,9 @@ class Toolstack(Protocol):
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         """Mark the VM busy; OtherOperationInProgress if it is."""
 
+    def retake_operation(self, vm: str, operation: str, task: str) -> None:
+        """After a restart: the VM is busy with this and with nothing else, whatever its record says."""
+
     def end_operation(self, vm: str, task: str) -> None:
         """The VM is free again; no VM, no harm."""
 

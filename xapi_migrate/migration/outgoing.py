@@ -11,13 +11,13 @@ from twisted.internet import defer
 from ..domains.interfaces import ISuspension
 from ..errors import OperationNotAllowed
 from ..sm.interfaces import ISR, CopyState, CopyStatus
-from .host import Host, TaskHandle
+from .host import Host, TaskHandle, Toolstack
 from .interfaces import DiskOffer, IPeer
 from .journal import IJournal, Mark, data_of
 from .story import Story
 
 DISK_FIELDS = ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
-OPTIONS = {"live", "keep_source", "leave_paused", "downtime"}
+OPTIONS = {"live", "keep_source", "leave_paused"}
 
 
 @attrs.define
@@ -32,9 +32,14 @@ class OutgoingDisk:
     sr_uuid: str
     size: int
     copy: str
-    sr: ISR
+    toolstack: Toolstack = attrs.field(repr=False)
     offer: DiskOffer | None = None
     status: CopyStatus | None = None
+
+    @property
+    def sr(self) -> ISR:
+        """Looked up each time: after a restart it may not be attached yet. SrNotAttached."""
+        return self.toolstack.sr(self.sr_ref)
 
 
 @attrs.define
@@ -89,6 +94,7 @@ def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
         vdi_ref = host.records.get("VBD", vbd)["VDI"]
         vdi = host.records.get("VDI", vdi_ref)
         sr = host.records.get("SR", vdi["SR"])
+        host.toolstack.sr(vdi["SR"])
         disks.append(
             OutgoingDisk(
                 number=number,
@@ -99,7 +105,7 @@ def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
                 sr_uuid=sr["uuid"],
                 size=int(vdi["virtual_size"]),
                 copy=f"OpaqueRef:{uuid4()}",
-                sr=host.toolstack.sr(vdi["SR"]),
+                toolstack=host.toolstack,
             )
         )
     return disks
@@ -131,7 +137,7 @@ def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) 
     """The migration that an earlier daemon's journal tells of."""
     begun = data_of(journal, Mark.BEGUN)
     same = data_of(journal, Mark.DONE).get("same_disks", [])
-    disks = [OutgoingDisk(**told, sr=host.toolstack.sr(told["sr_ref"])) for told in begun["disks"]]
+    disks = [OutgoingDisk(**told, toolstack=host.toolstack) for told in begun["disks"]]
     for disk in disks:
         if disk.number in same:
             disk.status = CopyStatus(CopyState.FINISHED, same_disk=True)

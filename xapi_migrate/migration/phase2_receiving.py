@@ -23,7 +23,8 @@ async def prepare(migration: Incoming) -> None:
     _check_host(migration)
     plan = migration.plan = _plan(migration)
     await _check_space(migration)
-    await migration.journal.record(Mark.BEGUN, digest=migration.digest, plan=plan.to_json())
+    task = migration.task.ref if migration.task else ""
+    await migration.journal.record(Mark.BEGUN, digest=migration.digest, task=task, plan=plan.to_json())
     _create_records(migration)
     for disk in plan.disks:
         if not disk.found:

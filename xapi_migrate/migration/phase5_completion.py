@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 from twisted.internet import task
 
+from ..domains.interfaces import DomainState
 from ..errors import MigrateError, PeerSilent
 from ..steps import Step
 from ..together import together
@@ -13,9 +14,10 @@ from .interfaces import Answer, IPeer, Outcome
 from .journal import IJournal
 from .outgoing import Outgoing, OutgoingDisk
 from .story import Story
-from .undo import attempt
+from .undo import attempt, surely
 
 FAREWELLS = 500
+GONE = (DomainState.ABSENT, DomainState.CRASHED, DomainState.SHUTDOWN)
 
 
 async def say_done(migration: Outgoing) -> Answer:
@@ -86,10 +88,16 @@ async def clean_up(migration: Outgoing) -> None:
 
 async def _leave_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
     same = disk.status is not None and disk.status.same_disk
+    if not await attempt(migration.story, "find the SR of", _find_sr(disk)):
+        return  # what is in it is found again by SR.scan
     await attempt(migration.story, "detach", disk.sr.vdi_detach(disk.vdi_uuid))
     await attempt(migration.story, "forget the copy of", disk.sr.copy_cancel(disk.copy))
     if not same and not migration.keep_source:
         await attempt(migration.story, "destroy", disk.sr.vdi_destroy(disk.vdi_uuid))
+
+
+async def _find_sr(disk: OutgoingDisk) -> None:
+    assert disk.sr
 
 
 def _forget_records(migration: Outgoing) -> None:
@@ -105,23 +113,44 @@ def _forget_records(migration: Outgoing) -> None:
 
 
 async def roll_back(migration: Outgoing) -> None:
-    """The VM as it was: stream and copies ended, disks active, domain running. Each part is repeatable and none stops
-    the others. The disks come first: a domain that runs into a shut gate waits for it."""
+    """The VM as it was: stream and copies ended, disks active, domain running. Repeatable."""
     if migration.memory_put is not None:
         migration.memory_put.addErrback(lambda _: None)
         migration.memory_put.cancel()
     if migration.suspension is not None:
         await attempt(migration.story, "end the stream", migration.suspension.cancel())
-    await together(*(_take_back_disk(migration, disk) for disk in migration.disks))
+    await together(*(attempt(migration.story, "end the copy of", _end_copy(disk)) for disk in migration.disks))
     if migration.domain:
-        await attempt(migration.story, "let the domain run again", migration.host.domains.resume(migration.domain))
-        migration.story.note(f"domain {migration.domain} runs here")
+        until = migration.host.clock.seconds() + migration.host.config.times.heartbeat_lost
+        await surely(migration.host, migration.story, "let the domain run again", lambda: _go_on(migration, until))
 
 
-async def _take_back_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
-    await attempt(migration.story, "end the copy of", disk.sr.copy_cancel(disk.copy))
-    if migration.domain:
-        await attempt(migration.story, "activate", disk.sr.vdi_activate(disk.vdi_uuid))
+async def _end_copy(disk: OutgoingDisk) -> None:
+    await disk.sr.copy_cancel(disk.copy)
+
+
+async def _go_on(migration: Outgoing, until: float) -> bool:
+    """The disks come first, all of them: behind a shut gate the guest would find that its disk has failed. Where they
+    cannot be had the domain is left as it is, for its owner to decide."""
+    host, story = migration.host, migration.story
+    if await host.domains.state(migration.domain) in GONE:
+        story.note(f"domain {migration.domain} has ended")
+        return True
+    try:
+        await together(*(_activate(disk) for disk in migration.disks))
+        await host.domains.resume(migration.domain)
+    except MigrateError as failure:
+        if host.clock.seconds() < until:
+            raise
+        story.note(f"domain {migration.domain} stays suspended: {failure}")
+        migration.task.set_other("suspended", str(failure))
+        return True
+    story.note(f"domain {migration.domain} runs here")
+    return True
+
+
+async def _activate(disk: OutgoingDisk) -> None:
+    await disk.sr.vdi_activate(disk.vdi_uuid)
 
 
 @attrs.frozen

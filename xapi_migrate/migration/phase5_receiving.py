@@ -83,7 +83,7 @@ async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
         return "Running"
     # The domain died after the decision: the VM is here, Halted, and never back at the sender.
     await attempt(migration.story, "destroy the domain", host.domains.destroy(plan.domain))
-    await together(*(_detach(migration, disk) for disk in plan.disks))
+    await together(*(attempt(migration.story, "detach", _detach(migration, disk)) for disk in plan.disks))
     host.toolstack.set_domain(vm, "")
     return "Halted"
 
@@ -103,31 +103,45 @@ async def close_proofs(migration: Incoming) -> None:
     if migration.plan is not None:
         for disk in migration.plan.disks:
             if disk.found:
-                await attempt(migration.story, "remove the nonce", migration.sr_of(disk).forget_proof(migration.id))
+                await attempt(migration.story, "remove the nonce", _forget_proof(migration, disk))
 
 
-async def shut(migration: Incoming) -> None:
-    """Before ABORT is written: no domain, no open disk, so that the sender may have both."""
-    plan = migration.plan
+async def _forget_proof(migration: Incoming, disk: IncomingDisk) -> None:
+    await migration.sr_of(disk).forget_proof(migration.id)
+
+
+async def shut(migration: Incoming) -> bool:
+    """Before ABORT is written: no domain, no open disk, so that the sender may have both. False, to be tried again, as
+    long as the domain is there or a disk that the sender has too may be open."""
+    plan, story = migration.plan, migration.story
     if migration.restoration is not None:
-        await attempt(migration.story, "end the restore", migration.restoration.cancel())
+        await attempt(story, "end the restore", migration.restoration.cancel())
     if plan is None:
-        return
-    await attempt(migration.story, "destroy the domain", migration.host.domains.destroy(plan.domain))
-    await together(*(_shut_disk(migration, disk) for disk in plan.disks))
+        return True
+    gone = await attempt(story, "destroy the domain", migration.host.domains.destroy(plan.domain))
+    shut = await together(*(_shut_disk(migration, disk) for disk in plan.disks))
+    return gone and all(done or not disk.found for done, disk in zip(shut, plan.disks, strict=True))
 
 
-async def _shut_disk(migration: Incoming, disk: IncomingDisk) -> None:
-    sr = migration.sr_of(disk)
-    await attempt(migration.story, "deactivate", sr.vdi_deactivate(disk.vdi_uuid, Purpose.DOMAIN))
-    await attempt(migration.story, "close the LUN of", sr.vdi_close_url(disk.vdi_uuid, migration.id))
-    await attempt(migration.story, "detach", sr.vdi_detach(disk.vdi_uuid, Purpose.DOMAIN))
+async def _shut_disk(migration: Incoming, disk: IncomingDisk) -> bool:
+    async def deactivate() -> None:
+        await migration.sr_of(disk).vdi_deactivate(disk.vdi_uuid, Purpose.DOMAIN)
+
+    async def close() -> None:
+        await migration.sr_of(disk).vdi_close_url(disk.vdi_uuid, migration.id)
+
+    done = await attempt(migration.story, "deactivate", deactivate())
+    await attempt(migration.story, "close the LUN of", close())
+    await attempt(migration.story, "detach", _detach(migration, disk))
+    return done
 
 
 async def _detach(migration: Incoming, disk: IncomingDisk) -> None:
-    sr = migration.sr_of(disk)
-    await attempt(migration.story, "deactivate", sr.vdi_deactivate(disk.vdi_uuid, Purpose.DOMAIN))
-    await attempt(migration.story, "detach", sr.vdi_detach(disk.vdi_uuid, Purpose.DOMAIN))
+    await migration.sr_of(disk).vdi_detach(disk.vdi_uuid, Purpose.DOMAIN)
+
+
+async def _destroy(migration: Incoming, disk: IncomingDisk) -> None:
+    await migration.sr_of(disk).vdi_destroy(disk.vdi_uuid)
 
 
 async def clean_up(migration: Incoming) -> None:
@@ -138,7 +152,7 @@ async def clean_up(migration: Incoming) -> None:
     await close_proofs(migration)
     for disk in plan.disks:
         if not disk.found:
-            await attempt(migration.story, "destroy", migration.sr_of(disk).vdi_destroy(disk.vdi_uuid))
+            await attempt(migration.story, "destroy", _destroy(migration, disk))
     if plan.vm in records.refs("VM"):
         for vif in list(records.get("VM", plan.vm)["VIFs"]):
             records.destroy("VIF", vif)

@@ -16,12 +16,13 @@ from ..moment import Moment
 from ..together import started
 from . import phase2_receiving, phase4_receiving, phase5_receiving
 from .heartbeat import Listening
-from .incoming import Incoming, Plan
+from .incoming import Incoming
 from .interfaces import PROTOCOL_VERSION, Answer, DiskOffer, IIncomingMemory, IReceiving, Outcome
 from .journal import Mark, data_of, marked, note_end
 from .machine_state import state_of
 from .metadata_import import import_vm
 from .receiver import IReceiverWork, build_receiver
+from .undo import surely
 
 log = Logger()
 
@@ -40,6 +41,7 @@ class Receiving:
         self._prepared: Moment[None] = Moment()
         self._memory_in: Moment[None] = Moment()
         self._decided: Moment[Answer] = Moment()
+        self._taken_up: Moment[None] = Moment()
         self._answer = Answer(Outcome.OPEN)
         self._reason: Exception = MigrationAborted("no reason was given")
         self._acknowledged = False
@@ -60,11 +62,11 @@ class Receiving:
     def recover(self) -> None:
         """Finish what the journal of an earlier daemon says."""
         journal = self.migration.journal
-        self.migration.plan = Plan.from_json(data_of(journal, Mark.BEGUN)["plan"])
         self._document = b""
         if marked(journal, Mark.COMMITTED) and marked(journal, Mark.ENDED):
             self._answer = Answer(Outcome.COMMITTED)
             self._decided.happen(self._answer)
+            self._taken_up.happen(None)
             self._machine.recover_completed()
         elif marked(journal, Mark.COMMITTED):
             self._machine.recover_committed()
@@ -77,13 +79,10 @@ class Receiving:
                 MigrationAborted("the receiver's daemon was restarted before it had decided")
             )
 
-    async def decided(self) -> None:
-        """Fires when the outcome is durable (or cannot be made so before another restart)."""
-        if self._answer.outcome is Outcome.OPEN:
-            try:
-                await self._decided.wait()
-            except MigrateError as failure:
-                self.migration.story.note(str(failure))
+    async def taken_up(self) -> None:
+        """After `recover`: fires when the outcome is durable; or when it cannot be made so for now, and nothing will
+        be answered before it is."""
+        await self._taken_up.wait()
 
     def cancel(self) -> None:
         """The receiver's own task was cancelled."""
@@ -209,6 +208,7 @@ class Receiving:
 
     def complete(self) -> None:
         self._answer = Answer(Outcome.COMMITTED)
+        self._taken_up.happen(None)
         self._listening.stop()
 
         def then() -> None:
@@ -232,7 +232,18 @@ class Receiving:
         self.migration.story.note(f"aborting: {reason}")
         for moment in (self._prepared, self._memory_in):
             moment.fail(reason)
-        self._do(phase5_receiving.shut(self.migration), self._machine.is_shut, lambda _: self._machine.is_shut())
+
+        async def shut() -> bool:
+            done = False
+            try:
+                done = await phase5_receiving.shut(self.migration)
+            finally:
+                if not done:
+                    self._taken_up.happen(None)
+            return done
+
+        host = self.migration.host
+        self._do(surely(host, self.migration.story, "shut everything", shut), self._machine.is_shut)
 
     def write_abort(self, reason: Exception) -> None:
         # A refused document has made no plan: there is nothing that a restart would have to know.
@@ -244,6 +255,7 @@ class Receiving:
         if not self._decided.happened:
             self._answer = Answer(Outcome.ABORTED, str(self._reason))
             self._decided.happen(self._answer)
+        self._taken_up.happen(None)
 
         def then() -> None:
             self._end_task(self._reason)
@@ -256,6 +268,7 @@ class Receiving:
         self.migration.story.note(
             "nothing can be decided before this daemon is restarted: its journal cannot be written"
         )
+        self._taken_up.happen(None)
         self._decided.fail(
             WrongMoment("the question what was decided", "undecided until the receiver's daemon is restarted")
         )

@@ -19,6 +19,7 @@ from .interfaces import Answer, Outcome
 from .journal import JournalFailed, Mark, note_end
 from .outgoing import Outgoing
 from .sender import ISenderWork, build_sender
+from .undo import surely
 
 log = Logger()
 FAREWELL_SECONDS = 5.0
@@ -137,14 +138,14 @@ class Sending:
         self._outcome = Outcome.COMMITTED
         self.migration.task.on_cancel(None)
         self._downtime()
-        self._do(self._clean_up(), self._machine.cleaned)
+        self._surely("clean up", self._clean_up, self._machine.cleaned)
 
     def roll_back(self, reason: Exception) -> None:
         self._reason = reason
         self._stop_all()
         self.migration.task.on_cancel(None)
         self.migration.story.note(f"rolling back: {reason}")
-        self._do(self._roll_back(), self._machine.rolled_back)
+        self._surely("roll back", self._roll_back, self._machine.rolled_back)
 
     def succeed(self) -> None:
         self._end()
@@ -181,6 +182,15 @@ class Sending:
         running.addBoth(turn)
         running.addCallbacks(ended, failed)
         running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
+
+    def _surely(self, what: str, work: Callable[[], Awaitable[None]], then: Callable[[], None]) -> None:
+        """The machine does not leave these states before it is done."""
+
+        async def done() -> bool:
+            await work()
+            return True
+
+        self._do(surely(self.migration.host, self.migration.story, what, done), then)
 
     def _decide(self, work: Awaitable[Answer]) -> None:
         async def decide() -> None:

@@ -140,6 +140,9 @@ class SimToolstack:
             raise OtherOperationInProgress("VM", vm, operation, self.busy[vm])
         self.busy[vm] = task
 
+    def retake_operation(self, vm: str, operation: str, task: str) -> None:
+        self.busy[vm] = task
+
     def end_operation(self, vm: str, task: str) -> None:
         if self.busy.get(vm) == task:
             del self.busy[vm]

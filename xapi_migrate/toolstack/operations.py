@@ -66,6 +66,10 @@ class Operations:
         self.check_free(vm)
         self._records.update("VM", vm, current_operations={task: operation})
 
+    def retake_operation(self, vm: str, operation: str, task: str) -> None:
+        """After a restart: the VM is busy with this and with nothing else, whatever its record says."""
+        self._records.update("VM", vm, current_operations={task: operation})
+
     def end_operation(self, vm: str, task: str) -> None:
         """The VM is free again; no VM, no harm."""
         try:

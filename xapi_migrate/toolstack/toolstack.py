@@ -58,6 +58,9 @@ class Toolstack:
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         self.operations.begin_operation(vm, operation, task)
 
+    def retake_operation(self, vm: str, operation: str, task: str) -> None:
+        self.operations.retake_operation(vm, operation, task)
+
     def end_operation(self, vm: str, task: str) -> None:
         self.operations.end_operation(vm, task)
 
