@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from pathlib import Path
 
 import attrs
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
+from twisted.internet import defer, reactor, task
 
 from tests.sm.two_hosts import (
     MIB,
@@ -24,6 +25,7 @@ from tests.sm.two_hosts import (
 )  # fmt: skip
 from xapi_migrate.errors import HandleInvalid
 from xapi_migrate.sm.interfaces import CopyState, SameDiskProof
+from xapi_migrate.together import started
 
 pytestmark = pytest.mark.system
 SIZE = 128 * MIB
@@ -150,6 +152,30 @@ async def test_cancel_at_any_moment_leaves_the_guest_alone(tmp_path: Path) -> No
             await guest.stop()
             assert await ours.services.datapaths.get(vdi).daemon.job("copy") is None
             assert (await ours.sr.vdi_deactivate(vdi)) is None
+        assert list((tmp_path / "T/state/copiers").iterdir()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancel_while_a_copy_is_being_begun_ends_it(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE)
+        fresh = str(uuid.uuid4())
+        await theirs.sr.vdi_create(fresh, SIZE)
+        url = await theirs.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1")
+        async with guest_on(ours, vdi) as guest:
+            guest.start()
+            for number, wait in enumerate((0.0, 0.003, 0.01, 0.03, 0.1)):
+                beginning = started(ours.sr.vdi_copy(vdi, url, f"copy-{number}", None))
+                await task.deferLater(reactor, wait)
+                beginning.cancel()
+                # as a sender that rolls back: it does not wait for what it has cancelled
+                await started(ours.sr.copy_cancel(f"copy-{number}")).addTimeout(10, reactor)
+                try:
+                    await beginning
+                except defer.CancelledError:
+                    pass
+            assert guest.failed == 0
+            await guest.stop()
         assert list((tmp_path / "T/state/copiers").iterdir()) == []
 
 

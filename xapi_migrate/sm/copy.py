@@ -101,6 +101,7 @@ class Copy:
         """Nothing is to be done: the same disk, or not possible."""
         self.status = status
         self.save()
+        self._tell_ended()
 
     # -- ending
 
@@ -291,6 +292,9 @@ class Copy:
         self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)
         self._url = None
         self.save()
+        self._tell_ended()
+
+    def _tell_ended(self) -> None:
         ended, self._ended = self._ended, []
         for one in ended:
             one.callback(None)

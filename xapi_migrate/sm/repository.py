@@ -187,6 +187,11 @@ class Repository:
         except MigrateError as failure:
             if not copy.over:
                 copy.end_at_once(CopyStatus(CopyState.FAILED, error=str(failure)))
+        except BaseException:
+            # cancelled before it had begun: there is nobody else who would end it
+            if not copy.over:
+                copy.end_at_once(CopyStatus(CopyState.FAILED, error="cancelled"))
+            raise
 
     async def copy_state(self, ref: str) -> CopyStatus:
         return self._services.copies.get(ref).status
