@@ -241,6 +241,28 @@ async def test_fail_over_and_back(served, refused):
 
 
 @pytest_twisted.ensureDeferred
+async def test_after_a_restart_the_uri_that_works_is_found_again(served, canned, refused):
+    """A sender in doubt does not begin with HEAD: whatever it asks must not depend on the first URI of the list."""
+    elsewhere = await canned(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+    for before in (refused, elsewhere):
+        peer = peer_of(before, served.http)
+        assert (await peer.get_control()).outcome is not Outcome.UNKNOWN
+        assert peer.destination in served.http
+        await peer.put_done()
+        peer.close()
+        peer = peer_of(before, served.http)
+        assert (await peer.delete(acknowledge=Outcome.COMMITTED)).outcome is not Outcome.UNKNOWN
+        peer.close()
+    served.offers.kept.clear()
+    peer = peer_of(refused, served.http)
+    assert (await peer.delete()).outcome is Outcome.UNKNOWN
+    peer.close()
+    peer = peer_of(refused, refused)
+    await fails(peer.delete(), PeerSilent)
+    peer.close()
+
+
+@pytest_twisted.ensureDeferred
 async def test_control_is_asked_of_all(served, canned, refused):
     served.receiving.answer = Answer(Outcome.ABORTED, "cancelled")
     unknown = await canned(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")

@@ -129,31 +129,35 @@ class HttpPeer:
         return self._answer("PUT", "/control", response)
 
     async def get_control(self) -> Answer:
+        return await self._of_any("GET", "/control", self._times.connect)
+
+    async def delete(self, acknowledge: Outcome | None = None) -> Answer:
+        headers = {} if acknowledge is None else {"Acknowledge": acknowledge.value}
+        return await self._of_any("DELETE", "", self._times.request, headers)
+
+    async def _of_any(self, method: str, below: str, seconds: float, headers: Mapping[str, str] = NONE) -> Answer:
+        """The answer of the first URI whose receiver knows the migration; it is the current one from then on, for a
+        sender in doubt may have been restarted and not know which of them works."""
         count = len(self._connections)
         unknown: Answer | None = None
         silent: list[str] = []
-        for step in range(count):
-            number = (self._current + step) % count
+        for number in [(self._current + step) % count for step in range(count)]:
             connection = self._connections[number]
             try:
-                response = await connection.request("GET", "/control", self._times.connect)
-                answer = self._answer("GET", "/control", response)
+                response = await connection.request(method, below, seconds, None, headers)
+                answer = self._answer(method, below, response)
             except Unanswered as why:
                 silent.append(f"{connection.uri.destination}: {why}.")
             except PeerSilent as why:
                 silent.append(f"{connection.uri.destination}: {why.reason}")
             else:
                 if answer.outcome is not Outcome.UNKNOWN:
+                    self._current = number
                     return answer
                 unknown = answer
         if unknown is None:
-            raise PeerSilent("GET control", " ".join(silent))
+            raise PeerSilent(f"{method} {below[1:] or 'of its URI'}", " ".join(silent))
         return unknown
-
-    async def delete(self, acknowledge: Outcome | None = None) -> Answer:
-        headers = {} if acknowledge is None else {"Acknowledge": acknowledge.value}
-        response = await self._request("DELETE", "", self._times.request, headers=headers)
-        return self._answer("DELETE", "", response)
 
     def close(self) -> None:
         for connection in self._connections:
