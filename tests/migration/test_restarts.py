@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from twisted.internet.task import Clock
 
+from xapi_migrate.errors import DomainError
 from xapi_migrate.migration.journal import Mark, marked
 from xapi_migrate.sm.interfaces import Attachment, Purpose
 from xapi_migrate.testing.direct_peer import Fate
@@ -297,3 +298,57 @@ def test_a_hidden_vm_stays_the_migrations_over_a_restart(world: TwoHosts) -> Non
     never_two(world)
     assert here.left_behind() == []
     assert len(world.source.running()) == 1
+
+
+# -- after COMMIT ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("refusals", "power_state"), [(2, "Running"), (1000, "Paused")])
+def test_a_guest_is_not_killed_because_it_could_not_be_let_run_at_once(
+    world: TwoHosts, refusals: int, power_state: str
+) -> None:
+    here = world.destination
+    unpause = here.domains.unpause
+    refused: list[str] = []
+
+    async def reluctant(domain: str) -> None:
+        if len(refused) < refusals:
+            refused.append(domain)
+            raise DomainError(domain, here.name, "run", "its monitor did not answer in time")
+        await unpause(domain)
+
+    here.domains.unpause = reluctant  # type: ignore[method-assign]
+    vm = world.source.new_vm()
+    task = world.migrate(vm)
+    assert world.run(60, lambda: over(task) and not here.journals.all)
+    assert task.status == "success"
+    assert here.records.get("VM", vm)["power_state"] == power_state
+    assert len(here.hypervisor.guests) == 1
+    assert len(here.running()) == (power_state == "Running")
+    here.domains.unpause = unpause  # type: ignore[method-assign]
+    started(here.domains.unpause(here.toolstack.domain_of(vm)))
+    world.run(1)
+    never_two(world)
+    printed = here.printed()
+    assert printed == list(range(printed[0], printed[-1] + 1))
+    assert world.source.left_behind() == []
+
+
+def test_a_daemon_that_stops_does_not_go_on_completing(world: TwoHosts) -> None:
+    here = world.destination
+
+    async def broken(domain: str) -> None:
+        raise RuntimeError("the hypervisor's driver is broken")
+
+    unpause, here.domains.unpause = here.domains.unpause, broken  # type: ignore[method-assign]
+    task = world.migrate(world.source.new_vm())
+    assert world.run(30, lambda: any(step.startswith("5.3") for step in [task.other.get("step", "")]) or over(task))
+    here.crash()
+    world.run(0.1)
+    here.domains.unpause = unpause  # type: ignore[method-assign]
+    world.run(5)
+    assert here.running() == []
+    here.start()
+    world.run(10)
+    assert len(here.running()) == 1
+    never_two(world)

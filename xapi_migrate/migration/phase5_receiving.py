@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.internet import task
+
 from ..domains.interfaces import DomainState
 from ..errors import DomainError, MigrateError
 from ..sm.interfaces import Purpose
@@ -10,6 +12,9 @@ from ..together import together
 from .incoming import Incoming, IncomingDisk, Plan
 from .phase2_receiving import HIDDEN
 from .undo import attempt
+
+UNPAUSES = 5
+WAITING = (DomainState.PAUSED, DomainState.SUSPENDED, DomainState.INCOMING)
 
 
 async def activate(migration: Incoming) -> None:
@@ -70,15 +75,18 @@ async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
     host.toolstack.set_domain(vm, plan.domain)
     if plan.leave_paused:
         return "Paused"
-    try:
-        state = await host.domains.state(plan.domain)
-        if state in (DomainState.PAUSED, DomainState.SUSPENDED, DomainState.INCOMING):
+    state = await host.domains.state(plan.domain)
+    for _ in range(UNPAUSES):
+        if state not in WAITING:
+            break
+        try:
             await host.domains.unpause(plan.domain)
-            migration.story.note(f"domain {plan.domain} runs")
-            state = await host.domains.state(plan.domain)
-    except MigrateError as failure:
-        migration.story.note(f"domain {plan.domain}: {failure}")
-        state = DomainState.CRASHED
+        except MigrateError as failure:
+            migration.story.note(f"domain {plan.domain} does not run yet: {failure}")
+            await task.deferLater(host.clock, host.config.times.ask)
+        state = await host.domains.state(plan.domain)
+    if state in WAITING:
+        return "Paused"  # its memory is the only one there is: its owner decides
     if state is DomainState.RUNNING:
         return "Running"
     # The domain died after the decision: the VM is here, Halted, and never back at the sender.

@@ -219,11 +219,13 @@ class Receiving:
             self._end_task(None)
             self._end_if_acknowledged()
 
-        async def complete() -> None:
+        async def complete() -> bool:
             await phase5_receiving.complete(self.migration)
             await phase5_receiving.close_proofs(self.migration)
+            return True
 
-        self._do(complete(), then, self._complete_again)
+        # After COMMIT there is only forward.
+        self._do(surely(self.migration.host, self.migration.story, "complete", complete), then)
 
     def shut(self, reason: Exception) -> None:
         self._reason = reason
@@ -306,11 +308,6 @@ class Receiving:
         running.addBoth(turn)
         running.addCallbacks(ended, failed)
         running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
-
-    def _complete_again(self, reason: Exception) -> None:
-        """After COMMIT there is only forward."""
-        self.migration.story.note(f"could not complete, will try again: {reason}")
-        self.migration.host.clock.callLater(self.migration.host.config.times.ask, self.complete)
 
     def _begin_task(self) -> None:
         vm = self.migration.vm
