@@ -93,6 +93,16 @@ class SessionInvalid(MigrateError):
 
 
 @catalogue
+class SessionNotRegistered(MigrateError):
+    """The session is not registered for events: call event.register before event.next."""
+
+    code = "SESSION_NOT_REGISTERED"
+    parameters = ("session",)
+    status = 409
+    session: str
+
+
+@catalogue
 class SessionAuthenticationFailed(MigrateError):
     """The user name {username} and the password do not go together."""
 
@@ -415,6 +425,17 @@ class WrongMoment(MigrateError):
     status = 409
     request: str
     state: str
+
+    def failure(self) -> list[str]:
+        return [self.code, str(self)]
+
+
+@catalogue
+class OfferTaken(MigrateError):
+    """These URIs are of an offer that another VM has taken up: get new ones by VM.receive."""
+
+    code = "VM_MIGRATE_OFFER_TAKEN"
+    status = 409
 
     def failure(self) -> list[str]:
         return [self.code, str(self)]

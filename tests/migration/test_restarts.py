@@ -352,3 +352,58 @@ def test_a_daemon_that_stops_does_not_go_on_completing(world: TwoHosts) -> None:
     world.run(10)
     assert len(here.running()) == 1
     never_two(world)
+
+
+# -- two who want the same ------------------------------------------------------------------------
+
+
+def test_a_second_sender_with_the_same_offer_does_not_end_the_first(world: TwoHosts) -> None:
+    uris = world.receive()
+    first, other = world.source.new_vm(), world.source.new_vm()
+    moving = world.migrate(first, uris)
+    assert world.run(30, lambda: "PUT memory" in world.wire.messages)
+    refused = world.migrate(other, uris)
+    assert world.run(30, lambda: over(refused) and over(moving))
+    assert (refused.status, moving.status) == ("failure", "success")
+    world.run(10)
+    assert len(world.source.running()) == len(world.destination.running()) == 1
+    assert world.source.journals.all == world.destination.journals.all == {}
+
+
+def test_two_senders_that_take_up_one_offer_at_once(world: TwoHosts) -> None:
+    uris = world.receive()
+    tasks = [world.migrate(world.source.new_vm(), uris) for _ in range(2)]
+    assert world.run(60, lambda: all(over(task) for task in tasks))
+    assert sorted(task.status for task in tasks) == ["failure", "success"]
+    world.run(10)
+    assert len(world.source.running()) == len(world.destination.running()) == 1
+
+
+def test_a_second_migration_of_one_vm_is_refused_and_disturbs_nothing(world: TwoHosts) -> None:
+    vm = world.source.new_vm()
+    first = world.migrate(vm)
+    assert world.run(30, lambda: "PUT memory" in world.wire.messages)
+    second = world.migrate(vm)
+    assert second.status == "failure"
+    assert second.value.failure()[0] == "OTHER_OPERATION_IN_PROGRESS"  # type: ignore[attr-defined]
+    assert world.run(30, lambda: over(first))
+    assert first.status == "success"
+    world.run(5)
+    never_two(world)
+
+
+def test_to_oneself(world: TwoHosts) -> None:
+    vm = world.source.new_vm()
+    uris: list[list[str]] = []
+    started(world.source.engine.receive(world.source.sr, {})).addCallback(uris.append)
+    world.destination, there = world.source, world.destination
+    task = world.migrate(vm, uris[0])
+    assert world.run(30, lambda: over(task))
+    assert task.status == "failure"
+    assert vm in str(task.value)
+    world.run(10)
+    assert len(world.source.running()) == 1
+    assert world.source.records.refs("VM") == [vm]
+    assert len(world.source.srs[world.source.sr].storage.disks) == 2
+    assert world.source.journals.all == {}
+    assert there.left_behind() == []

@@ -129,7 +129,7 @@ class IReceiving(Interface):
         """GET base: protocol version, state, last step, outcome, number of disks; for people and scripts."""
 
     def put_metadata(document: bytes) -> Awaitable[None]:
-        """Step 2.1. ImportError_, VdiNotInMap, SrFull, NotEnoughMemory, IncompatibleHost, WrongMoment."""
+        """Step 2.1. ImportError_, VdiNotInMap, SrFull, NotEnoughMemory, IncompatibleHost, OfferTaken."""
 
     def get_disk(number: int, address: str) -> Awaitable[DiskOffer]:
         """Steps 2.2 to 2.5; `address` is the local address on which the request arrived. WrongMoment before the

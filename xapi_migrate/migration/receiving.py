@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import HandleInvalid, MigrateError, MigrationAborted, TaskCancelled, WrongMoment
+from ..errors import HandleInvalid, MigrateError, MigrationAborted, OfferTaken, TaskCancelled, WrongMoment
 from ..moment import Moment
 from ..together import started
 from . import phase2_receiving, phase4_receiving, phase5_receiving
@@ -132,7 +132,7 @@ class Receiving:
             self._listening.start()
             self._machine.put_metadata()
         elif document != self._document:
-            raise WrongMoment("PUT metadata with another document", self.state)
+            raise OfferTaken
         await self._prepared.wait()
 
     async def get_disk(self, number: int, address: str) -> DiskOffer:

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import MigrateError, MigrationAborted, TaskCancelled, VmMigrateFailed
+from ..errors import MigrateError, MigrationAborted, OfferTaken, TaskCancelled, VmMigrateFailed
 from ..moment import Moment
 from ..steps import Step
 from ..together import started, together
@@ -93,7 +93,7 @@ class Sending:
     def prepare(self) -> None:
         self._told = False
         self._pulse.start()
-        self._do(phase2_preparation.prepare(self.migration), self._machine.prepared)
+        self._do(self._prepare(), self._machine.prepared)
 
     def copy_disks(self) -> None:
         then = self._machine.copied if self.migration.domain else self._machine.copied_at_rest
@@ -218,6 +218,14 @@ class Sending:
         except JournalFailed as failure:
             self._forgetful = True
             self.migration.story.note(str(failure))
+
+    async def _prepare(self) -> None:
+        try:
+            await phase2_preparation.prepare(self.migration)
+        except MigrateError as refusal:
+            # A DELETE would end the migration of the VM that the offer belongs to.
+            self._told = refusal.failure()[0] == OfferTaken.code
+            raise
 
     async def _clean_up(self) -> None:
         await phase5_completion.clean_up(self.migration)
