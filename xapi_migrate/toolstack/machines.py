@@ -127,6 +127,8 @@ class Machines:
             pinned = {"machine": capabilities.machine, "cpu": capabilities.cpu, **platform}
             self._records.update("VM", vm, platform=pinned)
             attachments = await self.attach_disks(vm)
+            # A daemon that is killed has to know of this domain, or the VM could be started a second time.
+            await self._records.flush()
             await self._domains.start(self.spec_of(vm, domain, attachments))
             if paused:
                 await self._domains.pause(domain)

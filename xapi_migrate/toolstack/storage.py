@@ -104,6 +104,7 @@ class Storage:
     async def unplug(self, pbd: str) -> None:
         """PBD.unplug: detach the SR here. VdiInUse."""
         sr = self._records.get("PBD", pbd)["SR"]
+        self._check_idle(sr)
         if sr in self._attached:
             await self._attached[sr].detach()
             del self._attached[sr]
@@ -118,9 +119,22 @@ class Storage:
 
     async def destroy(self, sr: str) -> None:
         """SR.destroy: the VDIs go too. VdiInUse."""
+        self._check_idle(sr)
         for vdi in self._records.find("VDI", SR=sr):
             await self.destroy_vdi(vdi)
         await self.forget(sr)
+
+    def _check_idle(self, sr: str) -> None:
+        """VdiInUse while something is being done with a VM that has a disk in the SR: its disks are not attached all
+        the time then."""
+        for vdi in self._records.find("VDI", SR=sr):
+            self._check_vdi_idle(vdi)
+
+    def _check_vdi_idle(self, vdi: str) -> None:
+        for vbd in self._records.get("VDI", vdi)["VBDs"]:
+            vm = self._records.get("VBD", vbd)["VM"]
+            if vm != NULL and self._records.get("VM", vm)["current_operations"]:
+                raise VdiInUse(vdi, f"a disk of VM {vm}, which is busy")
 
     def drop_records(self, sr: str) -> None:
         for cls in ("VDI", "PBD"):
@@ -196,6 +210,7 @@ class Storage:
         for vbd in record["VBDs"]:
             if self._records.get("VBD", vbd)["currently_attached"]:
                 raise VdiInUse(vdi, "attached to a running VM")
+        self._check_vdi_idle(vdi)
         repository, uuid = self.of_vdi(vdi)
         async with _held(self._lock(record["SR"])):
             await repository.vdi_destroy(uuid)
