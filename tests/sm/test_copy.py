@@ -54,6 +54,7 @@ async def test_copy_under_writes_is_equal(tmp_path: Path, sender: str, receiver:
             close = reactor.seconds() - before
         assert guest.written > 100 and guest.failed == 0
         assert url.password not in lines and len(url.password) >= 32
+        await ours.services.copies.tidied(vdi)
         assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
         say(
             request,

@@ -54,6 +54,7 @@ async def test_killed_copier_is_replaced_and_the_same_job_goes_on(tmp_path: Path
             assert (await ours.sr.copy_state("copy-1")).state is CopyState.FINISHED
             assert guest.failed == 0
         await theirs.sr.vdi_close_url(fresh, "migration-1")
+        await ours.services.copies.tidied(vdi)
         assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
 
 

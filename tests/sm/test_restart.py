@@ -65,6 +65,7 @@ async def test_both_daemons_restart_in_mid_copy(tmp_path: Path, kind: str) -> No
             assert guest.failed == 0 and not guest.client.lost
             await ours.sr.copy_cancel("copy-1")
         await theirs.sr.vdi_close_url(fresh, "migration-1")
+        await ours.services.copies.tidied(vdi)
         assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
 
 

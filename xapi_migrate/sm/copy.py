@@ -22,6 +22,7 @@ from twisted.logger import Logger
 
 from xapi_migrate.errors import CopyFailed, MigrateError
 from xapi_migrate.processes.qmp import QMPError
+from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copier import Copier
 from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
@@ -47,10 +48,17 @@ class Copy:
     log = Logger()
 
     def __init__(
-        self, reactor: Any, folder: Path, of: CopyOf, timeouts: SMTimeouts, release: Callable[[], Awaitable[None]]
+        self,
+        reactor: Any,
+        folder: Path,
+        of: CopyOf,
+        timeouts: SMTimeouts,
+        behind: Behind,
+        release: Callable[[], Awaitable[None]],
     ) -> None:
         self._reactor = reactor
         self._timeouts = timeouts
+        self._behind = behind
         self._release = release
         self.of = of
         self.folder = folder
@@ -64,6 +72,7 @@ class Copy:
         self._finishing = False
         self._given_up = ""
         self._swapping = defer.DeferredLock()
+        self._key = f"copy {of.ref}"
 
     @property
     def over(self) -> bool:
@@ -134,7 +143,19 @@ class Copy:
         if not self.over:
             self.give_up("cancelled")
             await self._until_over(None, "")
+        await self.tidied()
         (self.folder / _STATE).unlink(missing_ok=True)
+
+    async def tidied(self) -> None:
+        """Fires when a copy that is over has let go of everything."""
+        await self._behind.done(self._key)
+
+    async def tidy(self, datapath: Datapath) -> None:
+        """After a restart of the daemon: let go of what a copy that was over may still have held."""
+        self._datapath = datapath
+        await self.copier.recover()
+        self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
+        await self._let_go_of_all("")
 
     def give_up(self, reason: str) -> None:
         """Begin to end it as failed; `_until_over` waits for that."""
@@ -270,7 +291,22 @@ class Copy:
                 timer.cancel()
 
     async def _conclude(self, error: str) -> None:
-        """Let go of everything; the state is final afterwards."""
+        """The state becomes final. A finished copy is told at once, for a suspended guest waits for it, and lets go of
+        everything behind; a failed one first."""
+        if error:
+            error = await self._let_go_of_all(error)
+            self._end(error)
+            return
+        self._behind.later(self._key, self._tidy)
+        self._end("")
+
+    async def _tidy(self) -> None:
+        problem = await self._let_go_of_all("")
+        if problem:
+            self.log.warn("after copy {ref} of VDI {vdi}: {problem}", ref=self.of.ref, vdi=self.of.vdi, problem=problem)
+
+    async def _let_go_of_all(self, error: str) -> str:
+        """Job, socket, copier, datapath. `error`, or what went wrong here."""
         mirror, self._mirror = self._mirror, None
         if mirror is not None and self._datapath is not None and self._datapath.daemon.alive:
             try:
@@ -287,6 +323,10 @@ class Copy:
             await self._release()
         except MigrateError as failure:
             error = error or str(failure)
+        return error
+
+    def _end(self, error: str) -> None:
+        """The last state, kept and told."""
         state = CopyState.FAILED if error else CopyState.FINISHED
         total = self.status.total
         self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)

@@ -119,6 +119,14 @@ class Datapath:
                 await self._settle()
                 self.save()
 
+    async def end_view(self) -> None:
+        """Deactivate "target" but leave the image open: the domain's activation is next, and a guest waits for it."""
+        async with self._order("deactivate"):
+            if TARGET in self.users:
+                self.users[TARGET] = False
+                await self._hide_view()
+                self.save()
+
     async def detach(self, user: str) -> bool:
         """End the use. True when nobody is left: the owner then ends the process."""
         await self.deactivate(user)
@@ -139,13 +147,16 @@ class Datapath:
         else:
             position = Position.SHUT
         await self._gate.move(position)
-        needs_view = TARGET in active and self.of.format != ImageFormat.RAW.value
-        if needs_view:
+        if TARGET in active:
+            # a raw image too, though tgtd goes past it: the domain's activation will then only have to move the gate
             await self._gate.open_image()
-            await self._show_view()
+            if self.of.format != ImageFormat.RAW.value:
+                await self._show_view()
         elif TARGET in self.users:
-            await self.daemon.drop_export(TARGET)
-        if position is Position.SHUT and not needs_view:
+            await self._hide_view()
+        if position is Position.OPEN and COPY in active:
+            await self._gate.prepare_fence()
+        if not active:
             await self._gate.close_image()
 
     async def _close_what_failed(self) -> None:
@@ -168,6 +179,10 @@ class Datapath:
                 "writable": not self.of.read_only,
             },
         )
+
+    async def _hide_view(self) -> None:
+        if self.of.format != ImageFormat.RAW.value:
+            await self.daemon.drop_export(TARGET)
 
     @asynccontextmanager
     async def _order(self, what: str) -> AsyncIterator[None]:

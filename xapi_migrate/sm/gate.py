@@ -46,6 +46,8 @@ class Gate:
         self._location = location
         self._size = size
         self._read_only = read_only
+        self._position: Position | None = None
+        """Where it is for sure."""
 
     async def build(self) -> None:
         """The nodes of a shut gate."""
@@ -57,17 +59,27 @@ class Gate:
 
     async def move(self, position: Position) -> None:
         """Put the gate there, opening the image if need be (closing it is `close_image`)."""
+        if position is self._position:
+            return
+        self._position = None
         if position is not Position.SHUT:
             await self.open_image()
         if position is Position.FENCED:
-            await self._add_refusing("fence", IMAGE)
+            await self.prepare_fence()
         options = {key.replace("_", "-"): value for key, value in self._gate(position.value).items()}
         await self._daemon.execute("blockdev-reopen", {"options": [options]})
         if position is not Position.FENCED:
             await self._daemon.drop_nodes("fence")
+        self._position = position
+
+    async def prepare_fence(self) -> None:
+        """Make what FENCED needs beforehand, the image being open: a suspended guest will wait for that move."""
+        await self._add_refusing("fence", IMAGE)
 
     async def open_image(self) -> None:
         """Open the image, its format as given, never probed. SrBackendFailure."""
+        if await self._daemon.has_node(IMAGE):
+            return
         file = {"driver": "file", "filename": str(self._location.path)}
         if self._location.path.is_block_device():
             file["driver"] = "host_device"
@@ -82,6 +94,7 @@ class Gate:
             )
             actual = await self._daemon.virtual_size(IMAGE)
             if actual != self._size:
+                await self.close_image()
                 raise SrBackendFailure(
                     f"opening VDI {self._vdi}", f"its image holds {actual} bytes, {self._size} were expected"
                 )

@@ -201,7 +201,8 @@ class ISR(Interface):
 
     def vdi_deactivate(uuid: str, purpose: Purpose = Purpose.DOMAIN) -> Awaitable[None]:
         """VDI.deactivate (step 4.4): drain, shut the gate, flush, close the image; a copy that is ready
-        finishes now. Never hangs on a dead peer: after the guard time the copier is killed and the copy fails."""
+        finishes now (the image, which nothing writes to any more, may then be closed up to VDI.detach: a guest is
+        waiting). Never hangs on a dead peer: after the guard time the copier is killed and the copy fails."""
 
     def vdi_detach(uuid: str, purpose: Purpose = Purpose.DOMAIN) -> Awaitable[None]:
         """VDI.detach (step 5.4)."""

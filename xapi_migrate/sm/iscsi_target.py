@@ -98,6 +98,15 @@ class ISCSIService:
         """The second half: a target without LUNs goes, with its account."""
         await self._locked(lambda: self._tidy(migration_id(migration)))
 
+    async def tidy_all(self) -> None:
+        """`tidy` for every target."""
+        for name in list(self._state.targets):
+            await self._locked(lambda name=name: self._tidy(name))  # type: ignore[misc]
+
+    def served(self) -> set[str]:
+        """All VDIs that are LUNs."""
+        return {vdi for target in self._state.targets.values() for vdi in target.luns}
+
     async def stop(self) -> None:
         """End tgtd, whatever it serves."""
         await self._locked(self._stop)
@@ -207,9 +216,7 @@ class ISCSIService:
             return False
         if self._tgt.alive:
             try:
-                if len(target.luns) == 1:
-                    await self._cut_sessions(target.tid)
-                await self._delete_lun(target.tid, target.luns[vdi])
+                await self._delete_lun(target.tid, target.luns[vdi], last=len(target.luns) == 1)
             except TgtError as failure:
                 raise SrBackendFailure(f"closing the LUN of VDI {vdi}", str(failure)) from failure
         del target.luns[vdi]
@@ -221,9 +228,10 @@ class ISCSIService:
         if target is not None and not target.luns:
             await self._remove_target(name, target)
 
-    async def _delete_lun(self, tid: int, lun: int) -> None:
-        """tgtd refuses while a command is in flight, so success means that there is none."""
-        deadline = self._reactor.seconds() + self._timeouts.close_lun
+    async def _delete_lun(self, tid: int, lun: int, last: bool) -> None:
+        """tgtd refuses while a command is in flight, so success means that there is none. Commands have their time to
+        end, except when this is the last LUN: then nobody needs the sessions any more."""
+        deadline = self._reactor.seconds() + (0 if last else self._timeouts.close_lun)
         cut = False
         while True:
             try:

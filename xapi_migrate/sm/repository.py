@@ -65,6 +65,8 @@ class Repository:
 
     async def detach(self) -> None:
         for vdi in self._services.datapaths.of_sr(self.uuid):
+            await self._tidied(vdi)
+        for vdi in self._services.datapaths.of_sr(self.uuid):
             raise VdiInUse(vdi, "attached")
         await self._ask(self._backend.detach(), f"detaching SR {self.uuid}")
         self._attached = False
@@ -89,6 +91,7 @@ class Repository:
 
     async def vdi_destroy(self, uuid: str) -> None:
         self._require_attached()
+        await self._tidied(uuid)
         if self._services.datapaths.get(uuid) is not None:
             raise VdiInUse(uuid, "attached")
         await self._ask(self._backend.vdi_destroy(uuid), f"destroying VDI {uuid}")
@@ -108,12 +111,14 @@ class Repository:
         if copy is None:
             await datapath.deactivate(purpose.value)
         else:
-            # First nothing can be written any more, then the copy ends, then the image is closed: FINISHED is final.
+            # First nothing can be written any more, then the copy ends: FINISHED is final. The image, which only the
+            # copy still holds, is closed behind.
             await copy.shielded(lambda: datapath.deactivate(DOMAIN))
             await copy.finish()
 
     async def vdi_detach(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
         await self.vdi_deactivate(uuid, purpose)
+        await self._tidied(uuid)
         await self._services.datapaths.detach(uuid, purpose.value)
 
     # -- the receiving side of a copy
@@ -122,10 +127,13 @@ class Repository:
         if hasattr(self._own, "vdi_get_url"):
             own: TargetUrl = await self._own.vdi_get_url(uuid, migration, address)
             return own
+        await self._services.behind.done(uuid)
         datapath = await self._attach(uuid, TARGET)
         try:
             await datapath.activate(TARGET)
-            return await self._services.iscsi.add_lun(migration, uuid, datapath.view, address, scsi_id=uuid)
+            url = await self._services.iscsi.add_lun(migration, uuid, datapath.view, address, scsi_id=uuid)
+            self._services.flushing.begin(uuid, Path(datapath.of.path))
+            return url
         except BaseException:
             await self._services.datapaths.detach(uuid, TARGET)
             raise
@@ -144,13 +152,23 @@ class Repository:
         if hasattr(self._own, "vdi_close_url"):
             await self._own.vdi_close_url(uuid, migration)
             return
-        await self._services.iscsi.close_lun(migration, uuid)
+        services = self._services
+        services.flushing.end(uuid)
+        await services.iscsi.close_lun(migration, uuid)
         self._dummy(migration, uuid).unlink(missing_ok=True)
-        tidying = defer.ensureDeferred(self._services.iscsi.tidy(migration))  # meanwhile: a guest is waiting
-        try:
-            await self._services.datapaths.detach(uuid, TARGET)
-        finally:
-            await tidying
+        await services.behind.done(uuid)
+
+        async def tidy() -> None:
+            await services.iscsi.tidy(migration)
+            await services.datapaths.detach(uuid, TARGET)
+
+        datapath = services.datapaths.get(uuid)
+        if datapath is not None and DOMAIN in datapath.users:
+            # A guest may be waiting for this disk, and nothing writes to it any more.
+            await datapath.end_view()
+            services.behind.later(uuid, tidy)
+        else:
+            await tidy()
 
     async def same_disk_proof(self, migration: str) -> SameDiskProof:
         proof = SameDiskProof(migration_id(migration), secrets.token_hex(16))
@@ -174,6 +192,7 @@ class Repository:
             return
         except HandleInvalid:
             pass
+        await copies.tidied(uuid)
         if copies.of_vdi(uuid) is not None:
             raise VdiInUse(uuid, "another copy")
         await self._info(uuid)
@@ -200,7 +219,9 @@ class Repository:
         await self._services.copies.get(ref).replace(url)
 
     async def copy_finish(self, ref: str) -> None:
-        await self._services.copies.get(ref).finish()
+        copy = self._services.copies.get(ref)
+        await copy.finish()
+        await copy.tidied()  # no guest is waiting
 
     async def copy_cancel(self, ref: str) -> None:
         await self._services.copies.forget(ref)
@@ -252,6 +273,11 @@ class Repository:
             self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only or info.read_only
         )
         return await self._services.datapaths.attach(of, user)
+
+    async def _tidied(self, uuid: str) -> None:
+        """What was put off for this VDI while a guest waited is done."""
+        await self._services.behind.done(uuid)
+        await self._services.copies.tidied(uuid)
 
     def _datapath(self, uuid: str) -> Datapath:
         datapath = self._services.datapaths.get(uuid)

@@ -11,9 +11,11 @@ import attrs
 from twisted.internet import threads
 
 from xapi_migrate.errors import HandleInvalid, SrBackendFailure
+from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copier import folder_name
 from xapi_migrate.sm.copy import Copy, CopyOf, read_copy
-from xapi_migrate.sm.datapath import COPY, Datapaths, mounts
+from xapi_migrate.sm.datapath import COPY, TARGET, Datapaths, mounts
+from xapi_migrate.sm.flushing import Flushing
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus
 from xapi_migrate.sm.iscsi_target import ISCSIService
 from xapi_migrate.sm.timeouts import SMTimeouts
@@ -38,16 +40,18 @@ class Alive:
 class Copies:
     """All copies of the host by the task's ref."""
 
-    def __init__(self, reactor: Any, folder: Path, datapaths: Datapaths, timeouts: SMTimeouts) -> None:
+    def __init__(self, reactor: Any, folder: Path, datapaths: Datapaths, timeouts: SMTimeouts, behind: Behind) -> None:
         self._reactor = reactor
         self._folder = folder
         self._datapaths = datapaths
         self._timeouts = timeouts
+        self._behind = behind
         self._all: dict[str, Copy] = {}
 
     def new(self, of: CopyOf) -> Copy:
         """A copy that has not begun."""
-        copy = Copy(self._reactor, self._folder / folder_name(of.ref), of, self._timeouts, self._releasing(of.vdi))
+        folder, release = self._folder / folder_name(of.ref), self._releasing(of.vdi)
+        copy = Copy(self._reactor, folder, of, self._timeouts, self._behind, release)
         self._all[of.ref] = copy
         return copy
 
@@ -60,6 +64,12 @@ class Copies:
     def of_vdi(self, vdi: str) -> Copy | None:
         """The copy that runs from this VDI."""
         return next((copy for copy in self._all.values() if copy.of.vdi == vdi and not copy.over), None)
+
+    async def tidied(self, vdi: str) -> None:
+        """Fires when the copies from this VDI that are over have let go of it."""
+        for copy in list(self._all.values()):
+            if copy.of.vdi == vdi:
+                await copy.tidied()
 
     async def forget(self, ref: str) -> None:
         """End it and remove all traces. Unknown: nothing happens."""
@@ -80,6 +90,10 @@ class Copies:
             datapath = self._datapaths.get(of.vdi)
             if status.state in (CopyState.FINISHED, CopyState.FAILED):
                 copy.status = status
+                if datapath is not None and COPY in datapath.users:
+                    await copy.tidy(datapath)
+                else:
+                    await copy.copier.end()
             elif datapath is None or url is None or COPY not in datapath.users:
                 await copy.copier.end()
                 copy.end_at_once(CopyStatus(CopyState.FAILED, error="its datapath died while the daemon was down"))
@@ -116,24 +130,37 @@ class SMServices:
         self.reactor = reactor
         self.state_dir = state_dir.absolute()
         self.timeouts = timeouts or SMTimeouts()
+        self.behind = Behind(reactor)
         self.datapaths = Datapaths(reactor, self.state_dir / "datapaths", self.timeouts)
-        self.copies = Copies(reactor, self.state_dir / "copiers", self.datapaths, self.timeouts)
+        self.copies = Copies(reactor, self.state_dir / "copiers", self.datapaths, self.timeouts, self.behind)
         self.iscsi = ISCSIService(reactor, self.state_dir / "tgt", self.timeouts, iscsi_port)
+        self.flushing = Flushing(reactor, self.timeouts.flush)
 
     async def recover(self) -> None:
         """Once, at start of the daemon: find what an earlier one left running."""
         await self.datapaths.recover()
         await self.copies.recover()
         await self.iscsi.recover()
+        # An earlier daemon may have closed a LUN and not come to tidy up.
+        await self.iscsi.tidy_all()
+        served = self.iscsi.served()
+        for vdi in self.datapaths.alive():
+            datapath = self.datapaths.get(vdi)
+            if datapath is not None and TARGET in datapath.users and vdi not in served:
+                await self.datapaths.detach(vdi, TARGET)
 
     def let_go(self) -> None:
         """At the end of the daemon: everything lives on."""
+        self.behind.let_go()
+        self.flushing.let_go()
         self.copies.let_go()
         self.datapaths.let_go()
         self.iscsi.let_go()
 
     async def stop(self) -> None:
         """End everything that is alive, copies first. For the administrator and for tests."""
+        self.flushing.let_go()
+        await self.behind.all_done()
         for copy in self.copies.all():
             await self.copies.forget(copy.of.ref)
         await self.iscsi.stop()

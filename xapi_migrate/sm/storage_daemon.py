@@ -29,6 +29,8 @@ class StorageDaemon:
         self.child = child
         self.qmp = qmp
         self._timeouts = timeouts
+        self._names: set[str] | None = None
+        """The nodes that are there, once they have been asked for: nobody else adds or drops any."""
 
     @property
     def folder(self) -> Path:
@@ -78,20 +80,35 @@ class StorageDaemon:
     async def add_node(self, **options: Any) -> None:
         """blockdev-add, repeatable; underscores in names become dashes."""
         arguments = {key.replace("_", "-"): value for key, value in options.items()}
-        try:
-            await self.execute("blockdev-add", arguments)
-        except QMPError:
-            if arguments["node-name"] not in await self.nodes():
-                raise
+        name = arguments["node-name"]
+        if await self.has_node(name):
+            return
+        await self._change("blockdev-add", arguments, there=True)
 
     async def drop_nodes(self, *names: str) -> None:
         """blockdev-del of those that exist, in this order."""
         for name in names:
-            try:
-                await self.execute("blockdev-del", {"node-name": name})
-            except QMPError:
-                if name in await self.nodes():
-                    raise
+            if await self.has_node(name):
+                await self._change("blockdev-del", {"node-name": name}, there=False)
+
+    async def has_node(self, name: str) -> bool:
+        """Whether there is such a node; asks the process once only."""
+        if self._names is None:
+            self._names = set(await self.nodes())
+        return name in self._names
+
+    async def _change(self, command: str, arguments: dict[str, Any], there: bool) -> None:
+        """Add or delete a node. What cannot be told is asked anew: it may have been done, with its answer lost."""
+        names, self._names = self._names, None
+        try:
+            await self.execute(command, arguments)
+        except QMPError:
+            if await self.has_node(arguments["node-name"]) is not there:
+                raise
+            return
+        if names is not None and self._names is None:
+            (names.add if there else names.discard)(arguments["node-name"])
+            self._names = names
 
     async def virtual_size(self, node: str) -> int:
         """Bytes."""

@@ -34,6 +34,8 @@ class SMTimeouts:
     guard: float = 10.0
     # Closing a LUN: how long a command in flight may take before its session is cut.
     close_lun: float = 5.0
+    # Between two flushes of an image that is being filled. What is left for the last one keeps the guest waiting.
+    flush: float = 0.5
     # iSCSI NOP of the target: sessions whose initiator does not answer nop_count times are reaped.
     nop_interval: int = 3
     # See nop_interval.
