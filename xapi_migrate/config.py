@@ -52,6 +52,9 @@ class Config:
     # Disks travel over iSCSI, which is not encrypted. Without this a host that offers https refuses every VM that has
     # a disk, at PUT metadata.
     insecure_storage: bool = False
+    # What the server says of its brand and versions, for clients that insist on theirs: default, xencenter-2023,
+    # xencenter-8.2, xencenter-7.0, xencenter-6.2, legacy-events.
+    profile: str = "default"
     # TCP port of the iSCSI target; 0: a free one.
     iscsi_port: int = 3260
     # Largest VM metadata document accepted, in bytes.

@@ -27,6 +27,7 @@ from .sm.interfaces import ISR, ISRBackend, SRConfig
 from .sm.repository import Repository
 from .sm.services import SMServices
 from .store.records import Records
+from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
 from .uris import offer
@@ -99,7 +100,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     daemon.closes(domains.close)
     await domains.open()
 
-    host = await prepare_host(records, state_dir, drivers.usable, _address(config))
+    if config.profile not in PROFILES:
+        raise InvalidValue("profile", config.profile)
+    host = await prepare_host(records, state_dir, drivers.usable, _address(config), profile=PROFILES[config.profile])
     users = config.users or str(state_dir / "users")
     server = make_server(records, [PasswordFile(state_dir / users, reactor)], reactor, lambda: host)
     daemon.closes(server.stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from xapi_migrate.errors import OperationNotAllowed
+from xapi_migrate.errors import OperationNotAllowed, RemoteError
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.this_host import free_memory
 from xapi_migrate.xenapi.calls import CallContext
@@ -13,6 +13,8 @@ from xapi_migrate.xenapi.tasks import Tasks
 
 
 class HostCalls:
+    """Of a pool of one host."""
+
     def __init__(self, records: Records, tasks: Tasks) -> None:
         self._records = records
         self._tasks = tasks
@@ -25,6 +27,55 @@ class HostCalls:
 
     def host_set_license_params(self, call: CallContext, self_: str, value: dict[str, str]) -> None:
         raise OperationNotAllowed("There is no licence to change.")
+
+    def host_get_server_localtime(self, call: CallContext, host: str) -> datetime:
+        return self._tasks.now()
+
+    def host_compute_memory_overhead(self, call: CallContext, host: str) -> int:
+        return 0
+
+    def host_has_extension(self, call: CallContext, host: str, name: str) -> bool:
+        return False
+
+    def host_call_plugin(self, call: CallContext, host: str, plugin: str, fn: str, args: dict[str, str]) -> str:
+        raise RemoteError(["XENAPI_MISSING_PLUGIN", plugin], f"There is no plug-in named {plugin} here.")
+
+    def host_get_data_sources(self, call: CallContext, host: str) -> list[Any]:
+        return []
+
+    # -- pool, role -------------------------------------------------------------------------------
+
+    def pool_is_slave(self, call: CallContext, host: str) -> bool:
+        return False
+
+    def pool_get_license_state(self, call: CallContext, self_: str) -> dict[str, str]:
+        return {"edition": "free", "expiry": "never"}
+
+    def role_get_permissions(self, call: CallContext, self_: str) -> list[str]:
+        self._records.get("role", self_)
+        return []
+
+    def role_get_permissions_name_label(self, call: CallContext, self_: str) -> list[str]:
+        return self.role_get_permissions(call, self_)
+
+    # -- message: there are none, what happened is in the tasks and in the log -----------------------
+
+    def message_get_all(self, call: CallContext) -> list[str]:
+        return []
+
+    def message_get_all_records(self, call: CallContext) -> dict[str, Any]:
+        return {}
+
+    def message_get_all_records_where(self, call: CallContext, expr: str) -> dict[str, Any]:
+        return {}
+
+    def message_get(self, call: CallContext, cls: str, obj_uuid: str, since: datetime) -> dict[str, Any]:
+        return {}
+
+    def message_get_since(self, call: CallContext, since: datetime) -> dict[str, Any]:
+        return {}
+
+    # -- network ----------------------------------------------------------------------------------
 
     def network_create(self, call: CallContext, args: dict[str, Any]) -> str:
         return self._records.create("network", **args)

@@ -16,6 +16,18 @@ from xapi_migrate.sm.interfaces import ISMDriver
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.profile import Profile
 
+_ROLES = {
+    "pool-admin": "May do everything",
+    "pool-operator": "May look after hosts, storage and networks",
+    "vm-power-admin": "May make, change and migrate VMs",
+    "vm-admin": "May make and change VMs",
+    "vm-operator": "May start and stop VMs",
+    "read-only": "May look",
+}
+_OF_MIGRATION = frozenset({"VDI_MIRROR", "VDI_MIRROR_IN", "VDI_SNAPSHOT"})
+"""XenCenter takes an SR for a destination of storage motion only if its backend claims these, for that is how xapi
+moves disks. Here every backend's disks move, without snapshots."""
+
 
 @attrs.frozen
 class Machine:
@@ -24,8 +36,9 @@ class Machine:
     uuid: str
     hostname: str
     cpus: int
-    cpu_model: str
     memory: int
+    cpu: dict[str, str]
+    """cpu_info of the host's record."""
 
 
 def free_memory() -> int:
@@ -48,12 +61,25 @@ def _inspect(state_dir: Path) -> Machine:
         draft = state_dir / "host-uuid.new"
         draft.write_text(f"{uuid}\n")
         draft.replace(file)
-    model = "unknown"
+    cpus = os.cpu_count() or 1
+    return Machine(uuid, socket.gethostname(), cpus, _meminfo()["MemTotal"], _cpu_info(cpus))
+
+
+def _cpu_info(cpus: int) -> dict[str, str]:
+    """From the kernel's description of the processors, in XenAPI's words."""
+    told: dict[str, str] = {}
+    sockets = set()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return Machine(uuid, socket.gethostname(), os.cpu_count() or 1, model, _meminfo()["MemTotal"])
+        name, _, value = line.partition(":")
+        told.setdefault(name.strip(), value.strip())
+        if name.strip() == "physical id":
+            sockets.add(value.strip())
+    return {
+        "cpu_count": str(cpus), "socket_count": str(max(1, len(sockets))), "vendor": told.get("vendor_id", "unknown"),
+        "modelname": told.get("model name", "unknown"), "speed": told.get("cpu MHz", "0"),
+        "family": told.get("cpu family", "0"), "model": told.get("model", "0"), "stepping": told.get("stepping", "0"),
+        "flags": told.get("flags", ""), "features": "", "features_hvm": "", "features_pv": "",
+    }  # fmt: skip
 
 
 async def prepare_host(
@@ -66,10 +92,12 @@ async def prepare_host(
 ) -> str:
     """Make or refresh the records of this host; its ref. `name` "" is the machine's host name. Safe to repeat."""
     machine = await in_thread(_inspect, state_dir)
-    host = _host(records, machine, address, name or machine.hostname, profile or Profile())
+    profile = profile or Profile()
+    host = _host(records, machine, address, name or machine.hostname, profile)
     network = _network(records, host, address)
-    _pool(records, host)
+    _pool(records, host, machine, profile)
     _backends(records, drivers)
+    _roles(records)
     records.update("network", network, MTU=1500)
     return host
 
@@ -82,25 +110,31 @@ def _ensure(records: Records, cls: str, found: list[str], **fields: Any) -> str:
 
 
 def _host(records: Records, machine: Machine, address: str, name: str, profile: Profile) -> str:
-    major, minor = records.model.api_version
+    major, minor = profile.api(records.model)
     found = records.find("host", uuid=machine.uuid)
     known = records.get("host", found[0])["metrics"] if found else ""
     live = [known] if known in records.refs("host_metrics") else []
     metrics = _ensure(records, "host_metrics", live, live=True, memory_total=machine.memory, memory_free=free_memory())
-    cpu = {"cpu_count": str(machine.cpus), "modelname": machine.cpu_model, "vendor": "GenuineIntel", "features": ""}
     fixed: dict[str, Any] = {} if found else {"uuid": machine.uuid, "name_label": name}
     return _ensure(
         records, "host", found, **fixed, hostname=machine.hostname, address=address, enabled=True, metrics=metrics,
         API_version_major=major, API_version_minor=minor, API_version_vendor="xapi_migrate",
         software_version=profile.software_version(records.model) | {"hostname": machine.hostname},
-        license_params=profile.license_params(), edition="free", cpu_info=cpu,
+        license_params=profile.license_params(), edition="free", cpu_info=machine.cpu,
+        chipset_info={"iommu": "false"},
         capabilities=["hvm-3.0-x86_64"], allowed_operations=["evacuate", "vm_migrate", "vm_start"],
     )  # fmt: skip
 
 
-def _pool(records: Records, host: str) -> None:
-    found = records.refs("pool")
-    _ensure(records, "pool", found, master=host)
+def _pool(records: Records, host: str, machine: Machine, profile: Profile) -> None:
+    cpu = {name: machine.cpu[name] for name in ("cpu_count", "socket_count", "vendor", "features_hvm", "features_pv")}
+    _ensure(records, "pool", records.refs("pool"), master=host, restrictions=profile.restrictions(), cpu_info=cpu)
+
+
+def _roles(records: Records) -> None:
+    """Everybody who may log in may do everything; clients want to see the roles that servers have all the same."""
+    for name, description in _ROLES.items():
+        _ensure(records, "role", records.find("role", name_label=name), name_label=name, name_description=description)
 
 
 def _network(records: Records, host: str, address: str) -> str:
@@ -122,7 +156,7 @@ def _backends(records: Records, drivers: Mapping[str, ISMDriver]) -> None:
         if records.get("SM", ref)["type"] not in drivers:
             records.destroy("SM", ref)
     for name, driver in drivers.items():
-        features = sorted(driver.features)
+        features = sorted(driver.features | _OF_MIGRATION)
         _ensure(
             records, "SM", records.find("SM", type=name), type=name, name_label=name, vendor=driver.vendor,
             name_description=driver.description, version=driver.version, required_api_version="2.0",

@@ -15,6 +15,7 @@ from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.placement_calls import PlacementCalls
+from xapi_migrate.toolstack.running_records import RunningRecords
 from xapi_migrate.toolstack.send_calls import Receiver, SendCalls, SendingEngine
 from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import MakeSR, Storage
@@ -25,10 +26,11 @@ from xapi_migrate.xenapi.server import XenAPIServer
 class Toolstack:
     """What `migration.host.Toolstack` asks for, by storage, machines and operations."""
 
-    def __init__(self, storage: Storage, machines: Machines, operations: Operations) -> None:
+    def __init__(self, storage: Storage, machines: Machines, operations: Operations, running: RunningRecords) -> None:
         self.storage = storage
         self.machines = machines
         self.operations = operations
+        self._running = running
 
     async def open(self) -> None:
         """After the domain driver and the SM services were opened, before the engine takes up its migrations."""
@@ -39,6 +41,7 @@ class Toolstack:
         """Let go; SRs stay attached, domains go on."""
         await self.machines.close()
         self.operations.stop()
+        self._running.stop()
 
     def sr(self, ref: str) -> ISR:
         return self.storage.sr(ref)
@@ -79,12 +82,13 @@ def make_toolstack(
     storage = Storage(records, drivers, make_sr, host)
     operations = Operations(records)
     machines = Machines(records, storage, domains, operations, host, state_dir)
+    running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     server.dispatcher.register(
         HostCalls(records, server.tasks),
         StorageCalls(records, storage),
         MachineCalls(records, machines, operations, clock),
     )
-    return Toolstack(storage, machines, operations)
+    return Toolstack(storage, machines, operations, running)
 
 
 def register_migration_calls(server: XenAPIServer, engine: SendingEngine, host: Host) -> None:

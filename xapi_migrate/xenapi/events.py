@@ -114,8 +114,27 @@ class Events:
 
     async def since(self, session: str, names: list[str], token: str, timeout: float) -> dict[str, Any]:
         """event.from: what changed after `token` ("": everything), waiting up to `timeout` seconds for something."""
+        changes = await self._wait(session, Subscription(names, self._model), self._parse(token), timeout)
+        return {
+            "events": [self._event(operation, seen) for operation, seen in changes],
+            "valid_ref_counts": {
+                cls.lower(): PlainInt(len(self._records.refs(cls))) for cls in self._model.classes if cls not in SECRET
+            },
+            "token": self.token(),
+        }
+
+    async def next(self, session: str, names: list[str], after: int) -> list[dict[str, Any]]:
+        """event.next: what changed after the change of this number, as soon as something has. EventsLost."""
+        self._check_known(after)
         subscription = Subscription(names, self._model)
-        after = self._parse(token)
+        while True:
+            changes = await self._wait(session, subscription, after, LONGEST_WAIT)
+            if changes:
+                return [self._event(operation, seen) for operation, seen in changes]
+
+    async def _wait(
+        self, session: str, subscription: Subscription, after: int, timeout: float
+    ) -> list[tuple[str, _Seen]]:
         until = self._clock.seconds() + min(max(0.0, timeout), LONGEST_WAIT)
         waited = False
         while True:
@@ -128,13 +147,7 @@ class Events:
         if waited and left > 0:
             await self._pause(min(BATCH_SECONDS, left))
             changes = list(self._changes(subscription, after))
-        return {
-            "events": [self._event(operation, seen) for operation, seen in changes],
-            "valid_ref_counts": {
-                cls.lower(): PlainInt(len(self._records.refs(cls))) for cls in self._model.classes if cls not in SECRET
-            },
-            "token": self.token(),
-        }
+        return changes
 
     def _changes(self, subscription: Subscription, after: int) -> Iterator[tuple[str, _Seen]]:
         found: list[tuple[str, _Seen]] = []
@@ -165,9 +178,12 @@ class Events:
         if not number.isdecimal() or len(number) > 30:
             raise EventTokenInvalid(token[:100])
         after = int(number)
+        self._check_known(after)
+        return after
+
+    def _check_known(self, after: int) -> None:
         if after < self._first or after > self._records.generation:
             raise EventsLost()
-        return after
 
     async def _changed(self, seconds: float) -> bool:
         """Until something changes, or for so long."""

@@ -59,5 +59,5 @@ def make_server(
     tasks = Tasks(records, reactor, host)
     events = Events(records.model, records, sessions, reactor)
     dispatcher = Dispatcher(records.model, records, sessions, tasks)
-    dispatcher.register(SessionCalls(sessions), TaskCalls(records, tasks), EventCalls(events))
+    dispatcher.register(SessionCalls(sessions), TaskCalls(records, tasks), EventCalls(events, records))
     return XenAPIServer(records, sessions, tasks, events, dispatcher, ApiResource(dispatcher))

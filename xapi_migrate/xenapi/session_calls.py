@@ -22,5 +22,12 @@ class SessionCalls:
     def session_local_logout(self, call: CallContext) -> None:
         self._sessions.logout(call.session)
 
+    def session_get_all_subject_identifiers(self, call: CallContext) -> list[str]:
+        """Of users of a directory; there are none."""
+        return []
+
+    def session_logout_subject_identifier(self, call: CallContext, subject_identifier: str) -> None:
+        """Nobody of a directory is logged in."""
+
     def session_change_password(self, call: CallContext, old_pwd: str, new_pwd: str) -> None:
         raise OperationNotAllowed("Passwords are changed in the file of users on the host.")
