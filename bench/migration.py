@@ -1,7 +1,8 @@
 """A running guest moves N times between two hosts, in turn with the same move by plain QEMU: how long it takes, and how
 long the guest stands still.
 
-    python -m bench.migration [--moves N] [--disk MIB] [--filled MIB] [--memory MIB] [--dirty MIB_PER_S] [--json FILE]
+    python -m bench.migration [--moves N] [--disk MIB] [--filled MIB] [--memory MIB] [--dirty MIB_PER_S] [--idle]
+                              [--tree DIR] [--json FILE]
 
 Both guests are alike (one emulated processor, two disks on the same file system), both moves cross the loopback
 device and both are told the same downtime limit; the guest that is not moving runs meanwhile.
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from bench.ours import Ours
 from xapi_migrate.lab.provisioning import MIB, Guest
 from xapi_migrate.testing.guests.ticker import Ticker, ram
 
+OTHER = "the other tree"
 Moves = dict[str, list[dict[str, Any]]]
 
 
@@ -40,6 +43,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dirty", type=float, default=0, help="MiB/s of memory that the guest writes (default 0)")
     parser.add_argument("--idle", action="store_true", help="a guest that writes to no disk (else 100 times a second)")
     parser.add_argument("--folder", type=Path, help="where the images are (default: a temporary folder)")
+    parser.add_argument("--tree", type=Path, help="another tree of this project, measured in the same run")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     return parser.parse_args()
 
@@ -53,12 +57,18 @@ def guest_of(options: argparse.Namespace) -> Guest:
     return Guest("bench", memory=options.memory, disk=options.disk, filled=options.filled, ticker=ticker)
 
 
-def measure(folder: Path, guest: Guest, count: int) -> Moves:
+def measure(folder: Path, guest: Guest, count: int, tree: Path | None) -> Moves:
     """`count` moves of each kind, in turn."""
-    moves: Moves = {ours.NAME: [], by_hand.NAME: []}
-    with Ours(folder / "lab", guest) as lab, ByHand(folder / "qemu", guest) as hand:
+    with ExitStack() as stack:
+        movers: dict[str, Ours | ByHand] = {
+            ours.NAME: stack.enter_context(Ours(folder / "lab", guest)),
+            by_hand.NAME: stack.enter_context(ByHand(folder / "qemu", guest)),
+        }
+        if tree is not None:
+            movers[OTHER] = stack.enter_context(Ours(folder / "other", guest, tree))
+        moves: Moves = {name: [] for name in movers}
         for number in range(count):
-            for name, mover in ((ours.NAME, lab), (by_hand.NAME, hand)):
+            for name, mover in movers.items():
                 mover.settled()
                 time.sleep(1)
                 move = mover.move()
@@ -74,16 +84,20 @@ def summary(moves: Moves) -> dict[str, Any]:
         for name, done in moves.items()
     }
     mine, theirs = medians[ours.NAME], medians[by_hand.NAME]
-    windows = [move["window_ms"] for move in moves[ours.NAME]]
     return {
         "medians": medians,
         "ratios": {key: mine[key] / theirs[key] for key in mine},
         "stop_to_resume_ms": statistics.median(move["stop_to_resume_ms"] for move in moves[by_hand.NAME]),
-        "window_ms": {
-            name: statistics.median(window[name] for window in windows)
-            for name in MOMENTS
-            if all(name in window for window in windows)
-        },
+        "window_ms": {name: _window(moves[name]) for name in (ours.NAME, OTHER) if name in moves},
+    }
+
+
+def _window(done: list[dict[str, Any]]) -> dict[str, float]:
+    windows = [move["window_ms"] for move in done]
+    return {
+        moment: statistics.median(window[moment] for window in windows)
+        for moment in MOMENTS
+        if all(moment in window for window in windows)
     }
 
 
@@ -99,9 +113,10 @@ def show(result: dict[str, Any], moves: Moves) -> None:
         )
     print(f"{'ratio':14} {result['ratios']['total_s']:16.2f} {'':14} {result['ratios']['gap_ms']:16.2f}")
     print(f"\n{by_hand.NAME}, STOP to RESUME: {result['stop_to_resume_ms']:.1f} ms (median)")
-    print(f"{ours.NAME}, milliseconds after 4.3 `suspended` (medians):")
-    for name, at in result["window_ms"].items():
-        print(f"  {at:7.1f}  {name}")
+    for name, window in result["window_ms"].items():
+        print(f"{name}, milliseconds after 4.3 `suspended` (medians):")
+        for moment, at in window.items():
+            print(f"  {at:7.1f}  {moment}")
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +139,7 @@ def main() -> None:
     print(json.dumps(told))
     folder = Path(tempfile.mkdtemp(prefix="xm-bench-", dir=options.folder))
     try:
-        moves = measure(folder, guest_of(options), options.moves)
+        moves = measure(folder, guest_of(options), options.moves, options.tree)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result = summary(moves)

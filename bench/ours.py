@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,24 @@ NAME = "xapi_migrate"
 
 
 class Ours:
-    """Start it with `with`; each `move` takes the guest to the other host."""
+    """Start it with `with`; each `move` takes the guest to the other host. `tree`: another tree of this project, whose
+    daemons are started instead."""
 
-    def __init__(self, folder: Path, guest: Guest) -> None:
+    def __init__(self, folder: Path, guest: Guest, tree: Path | None = None) -> None:
         self._lab = Lab(folder, guest=guest)
+        self._tree = tree
 
     def __enter__(self) -> Ours:
-        self._lab.__enter__()
+        usual = os.environ.get("PYTHONPATH")
+        if self._tree is not None:
+            os.environ["PYTHONPATH"] = str(self._tree.absolute())
+        try:
+            self._lab.__enter__()
+        finally:
+            if usual is not None:
+                os.environ["PYTHONPATH"] = usual
+            else:
+                os.environ.pop("PYTHONPATH", None)
         self._here, self._there = self._lab.hosts
         self._uuid = self._lab.vms[0]["uuid"]
         return self

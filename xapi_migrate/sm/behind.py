@@ -44,9 +44,9 @@ class Behind:
                 self._running.pop(key, None)
 
     async def all_done(self) -> None:
-        """As `done`, for every key."""
+        """As `done`, for every key; failures are logged."""
         for key in {*self._waiting, *self._running}:
-            await self.done(key)
+            await self._now(key)
 
     def let_go(self) -> None:
         """What has not begun never does."""
