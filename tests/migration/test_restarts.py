@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from twisted.internet.task import Clock
 
+from xapi_migrate.domains.interfaces import DomainState
 from xapi_migrate.errors import DomainError
 from xapi_migrate.migration.journal import Mark, marked
 from xapi_migrate.sm.interfaces import Attachment, Purpose
@@ -407,3 +408,86 @@ def test_to_oneself(world: TwoHosts) -> None:
     assert len(world.source.srs[world.source.sr].storage.disks) == 2
     assert world.source.journals.all == {}
     assert there.left_behind() == []
+
+
+# -- the guest's own end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["1.5", "2.1", "2.2", "3.1", "3.6", "3.7", "4.1"])
+def test_a_guest_that_powers_off_ends_its_migration(world: TwoHosts, step: str) -> None:
+    vm = world.source.new_vm()
+    struck: list[str] = []
+
+    def look(told: str) -> None:
+        if told.startswith(step) and not struck:
+            struck.append(told)
+            world.clock.callLater(0, world.source.hypervisor.power_off, domain)
+
+    domain = world.source.toolstack.domain_of(vm)
+    world.source.tasks.begun = lambda task: setattr(task, "at_step", look)
+    task = world.migrate(vm)
+    assert world.run(30, lambda: over(task))
+    assert struck
+    assert task.status == "failure"
+    world.run(15)
+    assert world.source.running() == world.destination.running() == []
+    assert world.source.hypervisor.guests[domain].state is DomainState.SHUTDOWN
+    assert world.destination.left_behind() == []
+    assert world.source.toolstack.busy == {}
+    assert world.source.journals.all == world.destination.journals.all == {}
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_the_host_is_gone_while_the_vm_is_in_doubt(world: TwoHosts, side: str) -> None:
+    """A reboot takes the domains and attachments, and the journal stays."""
+    world.wire.fate = lost("PUT control", "GET control")
+    vm = world.source.new_vm()
+    task = world.migrate(vm)
+    assert world.run(30, lambda: "GET control" in world.wire.messages)
+    host = world.source if side == "source" else world.destination
+    host.crash()
+    for domain in list(host.hypervisor.guests):
+        host.hypervisor.halt(host.hypervisor.guests.pop(domain), DomainState.ABSENT)
+    for sr in host.srs.values():
+        sr._users.clear()
+        sr.storage.writers.clear()
+    host.clock.callLater(1, host.start)
+    world.run(3)
+    assert world.source.running() == world.destination.running() == []
+    world.wire.fate = lost()
+    assert world.run(60, lambda: over(task))
+    world.run(15)
+    never_two(world)
+    assert world.source.journals.all == world.destination.journals.all == {}
+    assert world.source.toolstack.busy == {}
+    assert task.status == "failure"  # the receiver heard nothing for too long
+    assert world.destination.left_behind() == []
+    assert len(world.source.srs[world.source.sr].storage.disks) == 2
+    assert len(world.source.running()) == (side == "destination")
+
+
+def test_the_receiving_host_is_gone_after_commit(world: TwoHosts) -> None:
+    """The VM is Halted there, with its disks, and never back at the sender."""
+    here = world.destination
+
+    def hook(journal: MemoryJournal, mark: Mark) -> None:
+        if mark is Mark.COMMITTED:
+            here.journals.after = lambda journal, mark: None
+            here.crash()
+            for domain in list(here.hypervisor.guests):
+                here.hypervisor.halt(here.hypervisor.guests.pop(domain), DomainState.ABSENT)
+            here.srs[here.sr]._users.clear()
+            world.clock.callLater(2, here.start)
+            raise Crash
+
+    here.journals.after = hook
+    vm = world.source.new_vm()
+    task = world.migrate(vm)
+    assert world.run(60, lambda: over(task))
+    assert task.status == "success"
+    world.run(10)
+    assert here.records.get("VM", vm)["power_state"] == "Halted"
+    assert here.toolstack.domain_of(vm) == ""
+    assert len(here.srs[here.sr].storage.disks) == 2
+    assert world.source.left_behind() == []
+    assert world.source.journals.all == here.journals.all == {}
