@@ -81,6 +81,7 @@ async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
             break
         try:
             await host.domains.unpause(plan.domain)
+            migration.story.note(f"domain {plan.domain} runs")
         except MigrateError as failure:
             migration.story.note(f"domain {plan.domain} does not run yet: {failure}")
             await task.deferLater(host.clock, host.config.times.ask)
