@@ -41,8 +41,8 @@ class MemoryJournal:
 
 @implementer(IJournals)
 class MemoryJournals:
-    """`before` and `after` are called at each write and may raise Crash; `broken` makes every write fail, `broken_after`
-    the next one of such a mark, which is there all the same."""
+    """`before` and `after` are called at each write and may raise Crash; `broken` makes every write fail,
+    `broken_after` the next one of such a mark, which is there all the same."""
 
     def __init__(self) -> None:
         self.all: dict[tuple[str, str], MemoryJournal] = {}
