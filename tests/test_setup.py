@@ -96,6 +96,14 @@ def test_only_what_is_missing_is_fetched(machine: Machine) -> None:
     assert "qemu" not in call
 
 
+def test_node_from_elsewhere_does(machine: Machine) -> None:
+    machine.program("dpkg-query", 'case "$*" in *" nodejs"|*" npm") exit 1 ;; *) echo installed ;; esac')
+    for name in ("node", "npm"):
+        machine.program(name, "exit 0")
+    assert machine.setup().returncode == 0
+    assert machine.calls("apt-get") == []
+
+
 def test_no_service_starts_by_being_installed(machine: Machine) -> None:
     machine.program("dpkg-query", without("tgt"))
     machine.program("apt-get", f"{machine.policy}; test $? = 101")
