@@ -40,6 +40,7 @@ class Mirror:
         self._daemon = daemon
         self._timeouts = timeouts
         self._news = False
+        self._was_ready = False
         self._waiting: list[defer.Deferred[None]] = []
         self._unwatch = daemon.qmp.watch(self._event)
 
@@ -134,8 +135,16 @@ class Mirror:
         self._unwatch()
 
     def _event(self, name: str, data: Event) -> None:
-        if name == "" or (name == "JOB_STATUS_CHANGE" and data.get("id") == JOB):
+        if name == "" or (name == "JOB_STATUS_CHANGE" and data.get("id") == JOB and self._tells(str(data["status"]))):
             self._news = not self._waiting
             waiting, self._waiting = self._waiting, []
             for one in waiting:
                 one.callback(None)
+
+    def _tells(self, status: str) -> bool:
+        """Whether this is worth a question. Each drain takes a ready job to `standby` and back: to ask then would hold
+        up what the drain is for."""
+        if status == "ready":
+            was_ready, self._was_ready = self._was_ready, True
+            return not was_ready
+        return status in ("concluded", "null", "aborting")
