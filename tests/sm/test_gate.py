@@ -29,7 +29,9 @@ async def test_rollback_keeps_the_connection(tmp_path: Path, kind: str, request:
         assert client.size == SIZE
         times: list[tuple[float, float]] = []
         for number in range(5):
-            for refused in (client.write(0, b"x" * 512), client.zeroes(0, 4096), client.trim(0, 65536)):
+            for refused in (
+                client.write(0, b"x" * 512), client.zeroes(0, 4096), client.trim(0, 65536), client.read(0, 4096)
+            ):  # fmt: skip
                 with pytest.raises(NBDError):
                     await refused
             await client.flush()

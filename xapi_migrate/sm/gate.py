@@ -1,13 +1,14 @@
 """The gate: whether a datapath lets a domain's I/O through to the image.
 
-    export -> gate (raw) -> shut (writes fail) -> placeholder (right size, reads zeroes)     SHUT, image closed
-                         -> fence (writes fail) -> image                                     FENCED
-                         -> image                                                            OPEN
+    export -> gate (raw) -> shut (all I/O fails) -> placeholder (right size)     SHUT, image closed
+                         -> fence (writes fail) -> image                         FENCED
+                         -> image                                                OPEN
 
-The export and its client stay; only the child of the gate node is exchanged, by blockdev-reopen, which
-drains first. A copy is a blockdev-mirror of the gate node. Shutting the gate under a running mirror would
-make it read the placeholder's zeroes, hence FENCED: nothing can be written any more, and the copy still
-reads the image.
+The export and its client stay; only the child of the gate node is exchanged, by blockdev-reopen, which drains first.
+Reads fail as well as writes: QEMU lets a guest run on by itself when its stream fails, and one that found zeroes on its
+disk would be lost; one whose read fails is stopped, and reads again when it goes on. A copy is a blockdev-mirror of the
+gate node. Shutting the gate under a running mirror would fail it, hence FENCED: nothing can be written any more, and
+the copy still reads the image.
 """
 
 from __future__ import annotations
@@ -23,10 +24,7 @@ from xapi_migrate.sm.storage_daemon import StorageDaemon
 GATE = "gate"
 IMAGE = "image"
 _EIO = 5
-_REFUSE_WRITES = [
-    {"event": "none", "iotype": kind, "errno": _EIO, "once": False, "immediately": True}
-    for kind in ("write", "write-zeroes", "discard")
-]
+_WRITES = ("write", "write-zeroes", "discard")
 
 
 class Position(Enum):
@@ -54,7 +52,7 @@ class Gate:
         await self._daemon.add_node(
             driver="null-co", node_name="placeholder", size=self._size, read_zeroes=True, read_only=self._read_only
         )
-        await self._add_refusing("shut", "placeholder")
+        await self._add_refusing("shut", "placeholder", ("read", *_WRITES))
         await self._daemon.add_node(**self._gate("shut"))
 
     async def move(self, position: Position) -> None:
@@ -74,7 +72,7 @@ class Gate:
 
     async def prepare_fence(self) -> None:
         """Make what FENCED needs beforehand, the image being open: a suspended guest will wait for that move."""
-        await self._add_refusing("fence", IMAGE)
+        await self._add_refusing("fence", IMAGE, _WRITES)
 
     async def open_image(self) -> None:
         """Open the image, its format as given, never probed. SrBackendFailure."""
@@ -109,12 +107,14 @@ class Gate:
         """Whether this process holds the image."""
         return IMAGE in await self._daemon.nodes()
 
-    async def _add_refusing(self, name: str, over: str) -> None:
+    async def _add_refusing(self, name: str, over: str, kinds: tuple[str, ...]) -> None:
         await self._daemon.add_node(
             driver="blkdebug",
             node_name=name,
             image=over,
-            inject_error=_REFUSE_WRITES,
+            inject_error=[
+                {"event": "none", "iotype": kind, "errno": _EIO, "once": False, "immediately": True} for kind in kinds
+            ],
             discard="unmap",  # else discards are taken for done
             read_only=self._read_only,
         )

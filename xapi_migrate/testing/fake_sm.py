@@ -133,9 +133,9 @@ class FakeSR:
             copy.total += len(data)
 
     def guest_read(self, attachment: Attachment, offset: int, length: int) -> bytes:
-        """A read of the domain: zeroes while the gate is shut."""
+        """A read of the domain. OSError while the gate is shut."""
         if not self._active(attachment.export):
-            return bytes(length)
+            raise OSError(5, "the gate is shut")
         return bytes(self.storage.disks[attachment.export][offset : offset + length])
 
     def content(self, vdi: str) -> bytes:
