@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,20 @@ async def test_where_a_vm_may_be_in_a_pool_of_one(tmp_path: Path) -> None:
         assert await here.call("host.evacuate", here.host) is None
         [pif] = here.records.find("PIF", management=True)
         assert await here.call("host.get_management_interface", here.host) == pif
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_call_has_its_place_in_the_documentation(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/xenapi.md").read_text()
+    rows = {cells[1].strip(): cells[2] for line in page.splitlines() if len(cells := line.split("|")) == 4}
+    refused = "".join(key for key in rows if "." in key)
+    async with two_servers(tmp_path) as world:
+        missing = []
+        for name, call in world.source.server.dispatcher._calls.items():
+            cls, _, message = name.partition(".")
+            if not hasattr(call.run, "__self__"):
+                continue  # made from the data model
+            of_class = next((text for key, text in rows.items() if cls in key.split(", ")), "")
+            if not re.search(rf"\b{message}\b", of_class) and name not in refused:
+                missing.append(name)
+        assert missing == []
