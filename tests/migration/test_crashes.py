@@ -3,6 +3,7 @@ every fate of every message. Never two running copies; when all is well again ex
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -193,3 +194,30 @@ def test_without_a_guard_two_copies_run(
     world.migrate(world.source.new_vm())
     world.run(40, step=0.01)
     assert world.most_running == 2
+
+
+STRIKES = ["cancel the sender", "cancel the receiver", "crash source", "crash destination"]
+
+
+def strike(world: TwoHosts, what: str, task: SimTask) -> None:
+    if what == "cancel the sender":
+        task.cancel()
+    elif what == "cancel the receiver":
+        for receiving in world.destination.tasks.all:
+            receiving.cancel()
+    else:
+        crash(world, what.removeprefix("crash "))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_two_blows_at_any_moment_on_a_bad_wire(seed: int) -> None:
+    chance = random.Random(seed)
+    world = TwoHosts(Clock())
+    fates = [Fate.DELIVERED] * 10 + list(Fate)
+    world.wire.fate = lambda number, sent: chance.choice(fates) if world.clock.seconds() < 30 else Fate.DELIVERED
+    task = world.migrate(world.source.new_vm())
+    first = chance.uniform(0, 0.9)
+    for what, moment in zip(chance.sample(STRIKES, 2), (first, first + chance.uniform(0, 0.5)), strict=True):
+        world.clock.callLater(moment, strike, world, what, task)
+    world.run(1.5, step=0.0005)
+    settle(world, task)
