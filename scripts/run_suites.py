@@ -40,9 +40,9 @@ class Suite:
 
 
 SUITES = (
-    Suite("fast", "not system and not model", 360),
-    Suite("model", "model", 300),
-    Suite("system", "system and not model", 1200),
+    Suite("fast", "not system and not model", 480),
+    Suite("model", "model", 420),
+    Suite("system", "system and not model", 1500),
 )
 
 
