@@ -67,8 +67,8 @@ def test_no_suite_of_that_name(runner: ModuleType) -> None:
 
 
 def test_no_test_at_all_is_no_success(
-    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runner, "run", lambda suite, extra: runner.Result(suite, 0, 0, 0.0))
     assert runner.main(["fast"]) == 1
-    assert capfd.readouterr().out.endswith("\n0 passed, 0 failed\n")
+    assert capsys.readouterr().out.endswith("\n0 passed, 0 failed\n")
