@@ -26,7 +26,9 @@ BOMB = (
 
 @pytest.fixture(scope="module")
 def guest(lab_world: World) -> Iterator[GuestOf]:
-    yield lab_world.new_guest(lab_world.source, Guest())
+    made = lab_world.new_guest(lab_world.source, Guest())
+    yield made
+    lab_world.destroy(lab_world.source, made.uuid)
 
 
 @pytest.fixture
