@@ -199,6 +199,9 @@ async def test_a_start_that_is_given_up_leaves_nothing(place):
             starting = defer.Deferred.fromCoroutine(hosts.sender.start(spec))
             for _ in range(rounds):
                 await until_later()
+            if rounds == 30 and starting.called:  # on a quick machine the domain is up by then
+                await hosts.sender.destroy(spec.domain_id)
+                continue
             starting.cancel()
             with pytest.raises(defer.CancelledError):
                 await starting
