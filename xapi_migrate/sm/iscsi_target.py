@@ -269,19 +269,28 @@ class ISCSIService:
 
     async def _remove_target(self, name: str, target: _Target) -> None:
         if self._tgt.alive:
-            for mode, arguments in (
-                (Mode.TARGET, {"tid": target.tid, "force": True}),
-                (Mode.ACCOUNT, {"text": f"user={target.username}"}),
-            ):
-                try:
-                    await self._tgt.ask(mode, Op.DELETE, what="remove a target or its account", **arguments)
-                except TgtError as failure:
-                    if failure.number not in (4, 15):  # gone already
-                        raise SrBackendFailure("the iSCSI target", str(failure)) from failure
+            await self._delete(target, Mode.TARGET, tid=target.tid, force=True)
+            await self._delete(target, Mode.ACCOUNT, text=f"user={target.username}")
         del self._state.targets[name]
         self._save()
         if not self._state.targets:
             await self._stop()
+
+    async def _delete(self, target: _Target, mode: Mode, **arguments: Any) -> None:
+        """Remove a target or its account. An initiator that goes on sending makes tgtd refuse: its sessions are
+        cut, which it may answer with new ones, so that is repeated."""
+        deadline = self._reactor.seconds() + self._timeouts.close_lun
+        while True:
+            try:
+                await self._tgt.ask(mode, Op.DELETE, what="remove a target or its account", **arguments)
+                return
+            except TgtError as failure:
+                if failure.number in (4, 15):  # gone already
+                    return
+                if self._reactor.seconds() > deadline:
+                    raise SrBackendFailure("the iSCSI target", str(failure)) from failure
+            await self._cut_sessions(target.tid)
+            await task.deferLater(self._reactor, 0.02)
 
     async def _stop(self) -> None:
         self._tgt.find()

@@ -159,8 +159,10 @@ class Repository:
         await services.behind.done(uuid)
 
         async def tidy() -> None:
-            await services.iscsi.tidy(migration)
-            await services.datapaths.detach(uuid, TARGET)
+            try:
+                await services.datapaths.detach(uuid, TARGET)  # whether or not the target can be removed
+            finally:
+                await services.iscsi.tidy(migration)
 
         datapath = services.datapaths.get(uuid)
         if datapath is not None and DOMAIN in datapath.users:
