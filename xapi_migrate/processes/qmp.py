@@ -17,6 +17,8 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
 Event = dict[str, Any]
+GREETING = 2.0
+"""Seconds to wait for a monitor's greeting before it is asked anew."""
 
 
 class QMPError(Exception):
@@ -163,26 +165,34 @@ async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: 
                 if folder < 0:
                     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
                 endpoint = UNIXClientEndpoint(reactor, f"/proc/self/fd/{folder}/{path.name}")
-                qmp: QMP = await endpoint.connect(_Quiet(reactor))
-                break
+                return await _greeted(reactor, await endpoint.connect(_Quiet(reactor)), deadline)
             except (ConnectError, OSError) as failure:
                 if not alive():
                     raise ConnectionError(f"{path.parent.name} ended before its monitor answered") from failure
                 if reactor.seconds() > deadline:
-                    raise TimeoutError(f"no monitor at {path} within {timeout:g} s") from failure
+                    said = "no greeting from" if isinstance(failure, TimeoutError) else "no monitor at"
+                    raise TimeoutError(
+                        f"{said} {path} within {timeout:g} seconds: is it in another's hands?"
+                    ) from failure
             await task.deferLater(reactor, 0.01)
-
-        def late(_: object, seconds: float) -> QMP:
-            raise TimeoutError(f"no greeting from {path} within {seconds:g} seconds: is it in another's hands?")
-
-        qmp.ready.addTimeout(timeout, reactor, late)
-        try:
-            await qmp.ready
-            return qmp
-        except BaseException:
-            if qmp.transport is not None:
-                qmp.transport.loseConnection()
-            raise
     finally:
         if folder >= 0:
             os.close(folder)
+
+
+async def _greeted(reactor: Any, qmp: QMP, deadline: float) -> QMP:
+    """Wait for the greeting. A program that is just starting can lose it (its monitor's thread comes up after the
+    client was let in); a new connection then gets one, so the wait is short and TimeoutError means: connect again."""
+
+    def late(_: object, seconds: float) -> QMP:
+        raise TimeoutError(f"no greeting within {seconds:g} seconds")
+
+    qmp.ready.addTimeout(max(0.1, min(GREETING, deadline - reactor.seconds())), reactor, late)
+    try:
+        await qmp.ready
+        return qmp
+    except BaseException:
+        transport: Any = qmp.transport
+        if transport is not None:
+            transport.abortConnection()
+        raise
