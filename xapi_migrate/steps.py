@@ -50,12 +50,3 @@ class Step(Enum):
     @property
     def text(self) -> str:
         return self.value[1]
-
-
-PHASES = {
-    1: "connection",
-    2: "preparation",
-    3: "bulk disk transfer",
-    4: "memory transfer",
-    5: "completion",
-}

@@ -151,10 +151,6 @@ class Engine:
         for work in list(self._later):
             work.cancel()
 
-    def sending_of(self, vm: str) -> Sending | None:
-        """The migration that moves this VM away, if there is one."""
-        return next((s for s in self._outgoing.values() if s.migration.vm == vm), None)
-
     async def _recover_incoming(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
         begun = data_of(journal, Mark.BEGUN)
         story = Story(self._host.clock, "receiver", journal.migration, self._host.stories)
