@@ -6,14 +6,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet import defer, task
+from twisted.internet import defer
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import HandleInvalid, MigrateError, MigrationAborted, OfferTaken, TaskCancelled, WrongMoment
+from ..errors import HandleInvalid, MigrationAborted, OfferTaken, TaskCancelled, WrongMoment
 from ..moment import Moment
-from ..together import started
 from . import phase2_receiving, phase4_receiving, phase5_receiving
 from .heartbeat import Listening
 from .incoming import Incoming
@@ -21,6 +19,7 @@ from .interfaces import PROTOCOL_VERSION, Answer, DiskOffer, IIncomingMemory, IR
 from .journal import Mark, data_of, marked, note_end
 from .machine_state import state_of
 from .metadata_import import import_vm
+from .one_work import OneWork
 from .receiver import IReceiverWork, build_receiver
 from .undo import surely
 
@@ -36,7 +35,7 @@ class Receiving:
         self.takes_socket = migration.host.domains.capabilities().takes_socket
         self._forget = forget
         self._machine = build_receiver(self)
-        self._current: defer.Deferred[None] | None = None
+        self._work = OneWork(migration.host.clock, migration.id)
         self._document: bytes | None = None
         self._prepared: Moment[None] = Moment()
         self._memory_in: Moment[None] = Moment()
@@ -98,7 +97,7 @@ class Receiving:
         """The daemon stops: the next one takes it up from the journal."""
         self._listening.stop()
         self._stop_expiry()
-        self._stop_current()
+        self._work.stop()
 
     @property
     def state(self) -> str:
@@ -285,29 +284,7 @@ class Receiving:
     def _do(
         self, work: Awaitable[None], then: Callable[[], None], otherwise: Callable[[Exception], None] | None = None
     ) -> None:
-        self._stop_current()
-        self._current = running = started(work)
-
-        def ended(_: None) -> None:
-            if self._current is running:
-                self._current = None
-                then()
-
-        def turn(result: object) -> defer.Deferred[object]:
-            # The machine moves in a turn of its own: this may be told from within work that it will stop.
-            return task.deferLater(self.migration.host.clock, 0, lambda: result)
-
-        def failed(failure: Failure) -> None:
-            if self._current is running:
-                self._current = None
-                if not isinstance(failure.value, MigrateError):
-                    log.failure("unexpected in migration {id}", failure, id=self.migration.id)
-                reason = failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure))
-                (otherwise or self._machine.failed)(reason)
-
-        running.addBoth(turn)
-        running.addCallbacks(ended, failed)
-        running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
+        self._work.do(work, then, otherwise or self._machine.failed)
 
     def _begin_task(self) -> None:
         vm = self.migration.vm
@@ -338,11 +315,6 @@ class Receiving:
     def _stop_expiry(self) -> None:
         if self._expiry is not None and self._expiry.active():
             self._expiry.cancel()
-
-    def _stop_current(self) -> None:
-        current, self._current = self._current, None
-        if current is not None:
-            current.cancel()
 
 
 async def _nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from twisted.internet import defer, task
+from twisted.internet import defer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -17,6 +17,7 @@ from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_me
 from .heartbeat import Pulse
 from .interfaces import Answer, Outcome
 from .journal import JournalFailed, Mark, note_end
+from .one_work import OneWork
 from .outgoing import Outgoing
 from .sender import ISenderWork, build_sender
 from .undo import surely
@@ -33,7 +34,7 @@ class Sending:
         self.migration = migration
         self.ended: Moment[str] = Moment()
         self._machine = build_sender(self)
-        self._current: defer.Deferred[None] | None = None
+        self._work = OneWork(migration.host.clock, migration.id)
         self._watching: defer.Deferred[None] | None = None
         self._reason: Exception | None = None
         self._outcome = Outcome.ABORTED
@@ -161,27 +162,7 @@ class Sending:
     # -- how it is done -----------------------------------------------------------------------
 
     def _do(self, work: Awaitable[None], then: Callable[[], None]) -> None:
-        self._stop_current()
-        self._current = running = started(work)
-
-        def ended(_: None) -> None:
-            if self._current is running:
-                self._current = None
-                then()
-
-        def turn(result: object) -> defer.Deferred[object]:
-            # The machine moves in a turn of its own: this may be told from within work that it will stop.
-            return task.deferLater(self.migration.host.clock, 0, lambda: result)
-
-        def failed(failure: Failure) -> None:
-            if self._current is running:
-                self._current = None
-                self._log_unexpected(failure)
-                self._machine.failed(_exception(failure))
-
-        running.addBoth(turn)
-        running.addCallbacks(ended, failed)
-        running.addErrback(lambda failure: log.failure("migration {id}", failure, id=self.migration.id))
+        self._work.do(work, then, self._machine.failed)
 
     def _surely(self, what: str, work: Callable[[], Awaitable[None]], then: Callable[[], None]) -> None:
         """The machine does not leave these states before it is done."""
@@ -265,21 +246,12 @@ class Sending:
     def _stop_all(self) -> None:
         self._pulse.stop()
         self._stop_watching()
-        self._stop_current()
+        self._work.stop()
 
     def _stop_watching(self) -> None:
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
-
-    def _stop_current(self) -> None:
-        current, self._current = self._current, None
-        if current is not None:
-            current.cancel()
-
-    def _log_unexpected(self, failure: Failure) -> None:
-        if not isinstance(failure.value, MigrateError):
-            log.failure("unexpected in migration {id}", failure, id=self.migration.id)
 
     def _failure(self, text: str, cause: Exception | None = None) -> Exception:
         story = self.migration.story
