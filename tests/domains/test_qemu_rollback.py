@@ -42,7 +42,7 @@ async def test_cancelled_while_it_runs(place):
             began = time.monotonic()
             await suspension.cancel()
             await suspension.cancel()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
             with pytest.raises(DomainError, match="could not suspend: it was cancelled"):
                 await suspension.suspended()
             with pytest.raises(DomainError, match="it was cancelled"):
@@ -92,7 +92,7 @@ async def test_given_up_while_the_monitor_is_silent(place, how):
                 far.close()
             with pytest.raises(DomainError):
                 await suspension.finished()
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 20
             await hosts.sender.resume(spec.domain_id)
             await goes_on(hosts, spec, disk)
 

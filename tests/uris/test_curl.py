@@ -137,4 +137,4 @@ async def test_a_big_body_for_a_wrong_capability(served, curl, tmp_path, scheme,
     began = time.monotonic()
     options = ("-T", str(big), "-H", "Expect:", "-H", framing)
     assert (await curl("", *options, scheme=scheme, path=f"/migrate/{'w' * 43}/memory"))[0] == 404
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
