@@ -23,13 +23,15 @@ Record = Mapping[str, Any]
 
 @attrs.frozen
 class Change:
-    """One change: `operation` add, mod or del; `generation` grows by one with each change."""
+    """One change: `operation` add, mod or del; `generation` grows by one with each change. `foreign`: another daemon of
+    the same database made it."""
 
     generation: int
     cls: str
     operation: str
     ref: str
     record: Record | None
+    foreign: bool = False
 
 
 class IRecords(Interface):
@@ -68,6 +70,10 @@ class IRecords(Interface):
 
     def flush() -> Awaitable[None]:
         """Fires when all changes so far are in the database."""
+
+    def refresh() -> Awaitable[bool]:
+        """Fires when all that other daemons had committed before is known here; False if the database does not answer.
+        Costs nothing where there are no others."""
 
     def close() -> Awaitable[None]:
         """Flush and let go of the database."""

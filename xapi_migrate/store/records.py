@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid as uuids
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,13 +15,13 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from xapi_migrate.errors import FieldTypeError, HandleInvalid, InternalError, InvalidValue, UuidInvalid
-from xapi_migrate.store.database import Database, Row
+from xapi_migrate.store.commits import News, Row
+from xapi_migrate.store.database import Database
 from xapi_migrate.store.interfaces import NULL, Change, IRecords, Record
 from xapi_migrate.store.relations import Relations
 from xapi_migrate.xenapi.datamodel import DataModel
 
-VOLATILE = frozenset({"session"})
-"""Classes that do not outlive the daemon and are never written down."""
+MOST_MARKS = 20_000
 
 
 def new_ref() -> str:
@@ -45,6 +47,14 @@ class Records:
         self._subscribers: list[Callable[[Change], None]] = []
         self._news: deque[Change] = deque()
         self._telling = False
+        self._foreign = False
+        self.shared = False
+        """Other daemons may use the same database."""
+        self.tag = secrets.randbelow((1 << 20) - 1) + 1
+        """Names this daemon's numbering of changes in tokens."""
+        self._marks: deque[tuple[int, int]] = deque(maxlen=MOST_MARKS)
+        self._database.learn = self._learn
+        self._database.committed = self._mark
         self._blank: dict[str, dict[str, Any]] = {
             name: {f.name: f.default for f in cls.fields.values()} for name, cls in model.classes.items()
         }
@@ -53,8 +63,9 @@ class Records:
 
     async def open(self) -> None:
         """Load everything; once, before anything else. InternalError if the database cannot be used."""
-        rows, generation = await self._database.open()
-        self.generation = generation
+        rows = await self._database.open()
+        self.generation = self._database.generation
+        self._mark(self.generation, self.generation)
         for row in rows:
             derived: dict[str, Any] = {f: [] for cls, f in self._relations.derived if cls == row.cls}
             self._place(row.cls, row.ref, {**self._blank[row.cls], **(row.fields or {}), **derived}, row.seq)
@@ -69,13 +80,7 @@ class Records:
 
     def _mend(self, cls: str, ref: str) -> None:
         """After loading: forget references to what was not kept, then join the reverse sets."""
-        record = dict(self._tables[cls][ref])
-        for name, type_ in self._relations.fields(cls).items():
-            if (cls, name) in self._relations.derived:
-                continue
-            for other, target in list(type_.references(record[name])):
-                if self._relations.known(other) and target not in self._tables[other]:
-                    record[name] = type_.replace(record[name], other, target, NULL)
+        record = self._whole(cls, dict(self._tables[cls][ref]))
         self._tables[cls][ref] = MappingProxyType(record)
         for other, target, reverse in self._relations.targets(cls, record):
             joined = self._tables[other][target]
@@ -83,6 +88,36 @@ class Records:
 
     def flush(self) -> defer.Deferred[None]:
         return self._database.flush()
+
+    def refresh(self) -> defer.Deferred[bool]:
+        return self._database.follow() if self.shared else defer.succeed(True)
+
+    def pool_wide(self, name: str) -> tuple[str, str]:
+        """A ref and a uuid that are the same at every daemon of this database, for what belongs to all of them."""
+        return tuple(  # type: ignore[return-value]
+            f"{prefix}{uuids.uuid5(uuids.NAMESPACE_OID, f'{self._database.seed}/{kind}/{name}')}"
+            for prefix, kind in (("OpaqueRef:", "ref"), ("", "uuid"))
+        )
+
+    def after_write(self, callback: Callable[[], None]) -> None:
+        """Call back when something was committed."""
+        self._database.after_write = callback
+
+    # -- numbers: this daemon's own, and those of the commits ------------------------------------
+
+    @property
+    def pool_generation(self) -> int:
+        """All commits up to this one are known here."""
+        return self._database.generation
+
+    def _mark(self, pool: int, local: int) -> None:
+        if not self._marks or self._marks[-1] != (pool, local):
+            self._marks.append((pool, local))
+
+    def local_number(self, pool: int) -> int | None:
+        """A change of this number and those before it were in the commits up to `pool`; None: too long ago to tell."""
+        at = bisect_right(self._marks, pool, key=lambda mark: mark[0])
+        return self._marks[at - 1][1] if at else None
 
     async def close(self) -> None:
         await self._database.close()
@@ -188,10 +223,13 @@ class Records:
         before = self._table(cls).get(ref)
         if before is None:
             return
-        self._join(cls, ref, before, {})
+        self._erase(cls, ref)
+        self._tell()
+
+    def _erase(self, cls: str, ref: str) -> None:
+        self._join(cls, ref, self._tables[cls][ref], {})
         self._follow(cls, ref, NULL)
         self._remove(cls, ref)
-        self._tell()
 
     # -- how a change spreads ------------------------------------------------------------------
 
@@ -210,13 +248,16 @@ class Records:
 
     def _put(self, cls: str, ref: str, record: dict[str, Any]) -> Record:
         after: Record = MappingProxyType(record)
+        before = self._tables[cls][ref]
         self._tables[cls][ref] = after
-        self._note(cls, "mod", ref)
+        changed = {name for name in record if name not in before or before[name] != record[name]}
+        self._note(cls, "mod", ref, frozenset(n for n in changed if (cls, n) not in self._relations.derived))
         return after
 
     def _remove(self, cls: str, ref: str) -> None:
         record = self._tables[cls].pop(ref)
-        del self._by_uuid[cls][record["uuid"]]
+        if self._by_uuid[cls].get(record["uuid"]) == ref:
+            del self._by_uuid[cls][record["uuid"]]
         self._note(cls, "del", ref)
         del self._seqs[cls, ref]
 
@@ -238,14 +279,79 @@ class Records:
                 if (cls, ref) in type_.references(record[field]):
                     self._put(name, holder, {**record, field: type_.replace(record[field], cls, ref, new_ref)})
 
+    # -- what others have changed ----------------------------------------------------------------
+
+    def _learn(self, news: News) -> None:
+        """Take over what was committed elsewhere; what is still to be written from here comes after it."""
+        self._foreign = True
+        try:
+            pending = self._database.pending
+            rows = [row for row in news.rows if row.cls in self._tables]
+            fresh = [row for row in rows if row.ref not in self._tables[row.cls]]
+            rows = [row for row in rows if (at := pending.get((row.cls, row.ref))) is None or at.fields is not None]
+            fresh = [row for row in fresh if (row.cls, row.ref) not in pending]
+            for row in fresh:
+                derived: dict[str, Any] = {f: [] for cls, f in self._relations.derived if cls == row.cls}
+                self._place(row.cls, row.ref, {**self._blank[row.cls], **(row.fields or {}), **derived}, row.seq)
+            self._seq = max((self._seq, *(row.seq for row in rows)))
+            for row in fresh:
+                record = self._whole(row.cls, dict(self._tables[row.cls][row.ref]))
+                self._tables[row.cls][row.ref] = MappingProxyType(record)
+                self._note(row.cls, "add", row.ref)
+                self._join(row.cls, row.ref, {}, record)
+            new = {(row.cls, row.ref) for row in fresh}
+            for row in rows:
+                if (row.cls, row.ref) not in new:
+                    self._take(row, pending.get((row.cls, row.ref)))
+            removed = news.removed
+            if news.whole:
+                there = {(row.cls, row.ref) for row in news.rows}
+                removed = [(c, r) for c, table in self._tables.items() for r in table if (c, r) not in there]
+            for cls, ref in removed:
+                if cls in self._tables and ref in self._tables[cls] and not _made_here(pending.get((cls, ref))):
+                    pending.pop((cls, ref), None)
+                    self._erase(cls, ref)
+        finally:
+            self._foreign = False
+        self._tell()
+
+    def _take(self, row: Row, pending: Row | None) -> None:
+        before = self._tables[row.cls].get(row.ref)
+        if before is None or (pending is not None and pending.again):
+            return
+        ours = pending.changed if pending is not None and pending.changed else frozenset()
+        reverse = {f for cls, f in self._relations.derived if cls == row.cls}
+        kept = {name: value for name, value in before.items() if name in reverse or name in ours}
+        record = self._whole(row.cls, {**self._blank[row.cls], **(row.fields or {}), **kept})
+        if record == before:
+            return
+        if record["uuid"] != before["uuid"]:
+            if self._by_uuid[row.cls].get(before["uuid"]) == row.ref:
+                del self._by_uuid[row.cls][before["uuid"]]
+            self._by_uuid[row.cls][record["uuid"]] = row.ref
+        after = self._put(row.cls, row.ref, record)
+        self._join(row.cls, row.ref, before, after)
+
+    def _whole(self, cls: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Without references to what is gone."""
+        for name, type_ in self._relations.fields(cls).items():
+            if (cls, name) not in self._relations.derived:
+                for other, target in list(type_.references(record[name])):
+                    if self._relations.known(other) and target not in self._tables[other]:
+                        record[name] = type_.replace(record[name], other, target, NULL)
+        return record
+
     # -- telling others ------------------------------------------------------------------------
 
-    def _note(self, cls: str, operation: str, ref: str) -> None:
+    def _note(self, cls: str, operation: str, ref: str, changed: frozenset[str] | None = None) -> None:
         self.generation += 1
         record = None if operation == "del" else self._tables[cls][ref]
-        self._news.append(Change(self.generation, cls, operation, ref, record))
-        if cls not in VOLATILE:
-            self._database.write(Row(cls, ref, self._seqs[cls, ref], record), self.generation)
+        self._news.append(Change(self.generation, cls, operation, ref, record, self._foreign))
+        # reverse sets are not kept, so a record of which nothing else changed is not written
+        if self._foreign or changed == frozenset():
+            self._database.number(self.generation)
+        else:
+            self._database.write(Row(cls, ref, self._seqs[cls, ref], record, changed), self.generation)
 
     def _tell(self) -> None:
         """In order of generation, also when a subscriber changes something itself."""
@@ -271,3 +377,7 @@ class Records:
                 self._subscribers.remove(callback)
 
         return end
+
+
+def _made_here(pending: Row | None) -> bool:
+    return pending is not None and pending.fields is not None and pending.changed is None

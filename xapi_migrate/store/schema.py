@@ -1,11 +1,14 @@
 """The database's tables and their numbered upgrades.
 
-One row per record: its fields as JSON in the data model's terms, internal fields apart, and `seq`, which keeps
-the order of creation. Nothing here knows a class or a field, so a new data model needs no upgrade of the tables.
+One row per record: its fields as JSON in the data model's terms, internal fields apart, `seq`, which keeps the order of
+creation, and the generation of the commit that wrote it last. A record that is gone leaves its name in `removed` for a
+while, so that other daemons on the same database hear of it. Nothing here knows a class or a field, so a new data model
+needs no upgrade of the tables.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +18,16 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
     Text,
     insert,
+    inspect,
     select,
+    text,
     update,
 )
 
@@ -40,6 +46,17 @@ RECORDS = Table(
     Column("seq", BigInteger, nullable=False),
     Column("fields", Text, nullable=False),
     Column("internal", Text, nullable=False),
+    Column("generation", BigInteger, nullable=False, server_default="0"),
+    Index("records_by_generation", "generation"),
+)
+
+REMOVED = Table(
+    "removed",
+    METADATA,
+    Column("cls", String(64), primary_key=True),
+    Column("ref", String(255), primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    Index("removed_by_generation", "generation"),
 )
 
 COUNTERS = Table(
@@ -48,13 +65,27 @@ COUNTERS = Table(
     Column("name", String(64), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
+GENERATION, HORIZON, SEED = "generation", "horizon", "seed"
+"""generation: of the latest commit. horizon: removals up to here are forgotten. seed: from it the members of a pool make
+the same references for what belongs to all of them."""
 
 
 def _first_tables(connection: Connection) -> None:
     METADATA.create_all(connection)
 
 
-UPGRADES: tuple[Callable[[Connection], None], ...] = (_first_tables,)
+def _generations(connection: Connection) -> None:
+    if "generation" not in {column["name"] for column in inspect(connection).get_columns(RECORDS.name)}:
+        connection.execute(text("ALTER TABLE records ADD COLUMN generation BIGINT NOT NULL DEFAULT 0"))
+        next(iter(RECORDS.indexes)).create(connection)
+    REMOVED.create(connection, checkfirst=True)
+    known = {row.name for row in connection.execute(select(COUNTERS))}
+    for name, value in ((GENERATION, 0), (HORIZON, 0), (SEED, secrets.randbits(62))):
+        if name not in known:
+            connection.execute(insert(COUNTERS).values(name=name, value=value))
+
+
+UPGRADES: tuple[Callable[[Connection], None], ...] = (_first_tables, _generations)
 """UPGRADES[n] makes schema n+1 out of schema n. Only ever appended to."""
 
 
@@ -65,23 +96,25 @@ def _number(connection: Connection) -> int:
 
 
 def upgrade(engine: Engine) -> int:
-    """Bring the database to this program's schema, a copy of an SQLite file first (FILE.schema-N). Its number.
+    """Bring the database to this program's schema, a copy of an SQLite file first (FILE.schema-N). Its number. Several
+    daemons may do this at once.
 
     InternalError if the database was written by a newer program.
     """
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(7240167)"))
         number = _number(connection)
-    if number > len(UPGRADES):
-        raise InternalError(
-            f"The database has schema {number} and this program knows up to {len(UPGRADES)}: "
-            "use the newer program that wrote it."
-        )
-    if number == len(UPGRADES):
-        return number
-    database = engine.url.database
-    if number and engine.dialect.name == "sqlite" and database and database != ":memory:":
-        shutil.copyfile(database, Path(f"{database}.schema-{number}"))
-    with engine.begin() as connection:
+        if number > len(UPGRADES):
+            raise InternalError(
+                f"The database has schema {number} and this program knows up to {len(UPGRADES)}: "
+                "use the newer program that wrote it."
+            )
+        if number == len(UPGRADES):
+            return number
+        database = engine.url.database
+        if number and engine.dialect.name == "sqlite" and database and database != ":memory:":
+            shutil.copyfile(database, Path(f"{database}.schema-{number}"))
         for step in UPGRADES[number:]:
             step(connection)
         if number:
