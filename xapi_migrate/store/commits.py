@@ -27,8 +27,8 @@ _BUSY_SECONDS = 30.0
 
 @attrs.frozen
 class Row:
-    """A record on its way to or from the database. `fields` None: it is gone. `changed`: the fields to be written; None:
-    it is new. `again`: it was removed just before, so what the database still has of it does not count."""
+    """A record on its way to or from the database. `fields` None: it is gone. `changed`: the fields to be written;
+    None: it is new. `again`: it was removed just before, so what the database still has of it does not count."""
 
     cls: str
     ref: str

@@ -66,8 +66,8 @@ COUNTERS = Table(
     Column("value", BigInteger, nullable=False),
 )
 GENERATION, HORIZON, SEED = "generation", "horizon", "seed"
-"""generation: of the latest commit. horizon: removals up to here are forgotten. seed: from it the members of a pool make
-the same references for what belongs to all of them."""
+"""generation: of the latest commit. horizon: removals up to here are forgotten. seed: from it the members of a pool
+make the same references for what belongs to all of them."""
 
 
 def _first_tables(connection: Connection) -> None:
