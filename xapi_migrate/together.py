@@ -1,4 +1,4 @@
-"""Waiting for several things at once."""
+"""Waiting: for several things at once, for a connection."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from twisted.internet import defer
+from twisted.internet.error import ConnectingCancelledError
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -38,6 +39,15 @@ async def together(*works: Awaitable[T]) -> list[T]:
         if not succeeded:
             raise _error(value)
     return [value for _, value in ended]
+
+
+async def connected(connecting: Awaitable[T]) -> T:
+    """The protocol that an endpoint connects. That it was cancelled an endpoint says by an error of its own; here it is
+    the usual CancelledError."""
+    try:
+        return await connecting
+    except ConnectingCancelledError:
+        raise defer.CancelledError from None
 
 
 async def unless(work: Awaitable[T], spoiler: defer.Deferred[Any]) -> T:

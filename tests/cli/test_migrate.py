@@ -132,6 +132,8 @@ def interrupted(servers: list[str], environment: dict[str, str], calls: list[str
     process = subprocess.Popen(
         [sys.executable, "-m", "xapi_migrate.cli", "vm-migrate", "web", *servers], env=environment, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # a suite that runs in the background of a shell has it ignored, and a child inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         for number in range(count):

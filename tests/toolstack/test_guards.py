@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest_twisted
 from tests.toolstack.small_host import World, small_host
 from xapi_migrate.domains.interfaces import DomainSpec
 from xapi_migrate.errors import OtherOperationInProgress, VdiInUse
+from xapi_migrate.store.commits import Row
 
 
 @pytest.mark.parametrize("operation", ["migrate_send", "import"])
@@ -57,15 +59,15 @@ async def test_a_domain_is_in_the_database_before_it_runs(tmp_path: Path) -> Non
             await start(spec)
 
         domains.start = watched  # type: ignore[method-assign]
-        store = here.server.records._database._store
+        commits = here.server.records._database._commits
+        assert commits is not None
+        store = commits.store
 
-        def slow(*arguments: object) -> None:
-            import time
-
+        def slow(batch: list[Row], generation: int) -> tuple[int, int]:
             time.sleep(0.2)
-            store(*arguments)  # type: ignore[arg-type]
+            return store(batch, generation)
 
-        here.server.records._database._store = slow  # type: ignore[method-assign]
+        commits.store = slow  # type: ignore[method-assign]
         await here.call("VM.start", vm, False, False)
         assert known == [True]
 

@@ -16,6 +16,8 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
+from xapi_migrate.together import connected
+
 Event = dict[str, Any]
 GREETING = 2.0
 """Seconds to wait for a monitor's greeting before it is asked anew."""
@@ -165,7 +167,7 @@ async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: 
                 if folder < 0:
                     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
                 endpoint = UNIXClientEndpoint(reactor, f"/proc/self/fd/{folder}/{path.name}")
-                return await _greeted(reactor, await endpoint.connect(_Quiet(reactor)), deadline)
+                return await _greeted(reactor, await connected(endpoint.connect(_Quiet(reactor))), deadline)
             except (ConnectError, OSError) as failure:
                 if not alive():
                     raise ConnectionError(f"{path.parent.name} ended before its monitor answered") from failure

@@ -17,6 +17,8 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
+from xapi_migrate.together import connected
+
 #   mode op lld len tid sid lun cid host_no device_type ac_dir pack force
 _REQUEST = struct.Struct("<II64sIiQQIIIIII")
 _ANSWER = struct.Struct("<II")
@@ -123,8 +125,8 @@ async def call(
     folder = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY)  # a unix address holds 108 bytes only
     try:
         endpoint = UNIXClientEndpoint(reactor, f"/proc/self/fd/{folder}/{socket.name}")
-        exchange: _Exchange = await connectProtocol(
-            endpoint, _Exchange(pack(mode, op, tid, lun, sid, cid, force, text))
+        exchange: _Exchange = await connected(
+            connectProtocol(endpoint, _Exchange(pack(mode, op, tid, lun, sid, cid, force, text)))
         )
     finally:
         os.close(folder)

@@ -21,7 +21,8 @@ class PostgreSQL:
     Everything here blocks."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="xm-pg-"))
+        # where root is, TMPDIR may be a folder that the server's user cannot enter
+        self.folder = Path(tempfile.mkdtemp(prefix="xm-pg-", dir="/tmp"))
         self._process: subprocess.Popen[bytes] | None = None
         versions = sorted(BINARIES.glob("*/bin"), key=lambda path: int(path.parent.name))
         if not versions:

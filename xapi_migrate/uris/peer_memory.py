@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from ..config import MigrationTimes
 from ..errors import PeerSilent
 from ..migration.interfaces import IOutgoingMemory
+from ..together import connected
 from . import wire
 from .offer import MigrationUri
 from .pair import adopt
@@ -111,7 +112,7 @@ class MemorySender:
         if self._uri.secure:
             endpoint = wrapClientTLS(connection_creator(self._uri, self._trust_root), endpoint)
         try:
-            reader: ResponseReader = await connectProtocol(endpoint, ResponseReader())
+            reader: ResponseReader = await connected(connectProtocol(endpoint, ResponseReader()))
         except defer.CancelledError:
             raise
         except Exception as why:
