@@ -37,6 +37,36 @@ def test_counts(runner: ModuleType, tmp_path: Path) -> None:
     assert result_of(runner, tmp_path, test) == (2, 2, "")
 
 
+def test_a_test_that_fails_once_is_unsteady_and_one_that_fails_twice_has_failed(
+    runner: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "test_inner.py"
+    path.write_text(
+        f"import pathlib\nwas = pathlib.Path({str(tmp_path)!r}) / 'was'\n"
+        "def test_once():\n    first = not was.exists()\n    was.touch()\n    assert not first\n"
+        "def test_always():\n    assert 0\ndef test_never():\n    pass\n"
+    )
+    suite = runner.Suite("inner", "not system", 60)
+    result = runner.run_twice(suite, ["-q", str(path)])
+    assert (result.passed, result.failed) == (2, 1)
+    assert [name.rpartition("::")[2] for name in result.unsteady] == ["test_once"]
+    assert [name.rpartition("::")[2] for name in result.failures] == ["test_always"]
+    monkeypatch.setattr(runner, "SUITES", (suite,))
+    (tmp_path / "was").unlink()
+    assert runner.main(["inner", "--", "-q", str(path)]) == 1
+    said = capfd.readouterr().out
+    assert "test_once failed, and passed when it was run again" in said
+    assert said.endswith("\n2 passed, 1 failed\n")
+
+
+def test_many_failures_are_not_run_again(runner: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "test_inner.py"
+    path.write_text("import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_a(n):\n    assert 0\n")
+    result = runner.run_twice(runner.Suite("inner", "not system", 60), ["-q", str(path)])
+    assert (result.passed, result.failed) == (0, 6)
+    assert not (runner.REPORTS / "inner-again.xml").exists()
+
+
 def test_a_file_that_cannot_be_read_is_a_failure(runner: ModuleType, tmp_path: Path) -> None:
     passed, failed, _ = result_of(runner, tmp_path, "import no_such_module\n")
     assert (passed, failed) == (0, 1)
@@ -69,6 +99,6 @@ def test_no_suite_of_that_name(runner: ModuleType) -> None:
 def test_no_test_at_all_is_no_success(
     runner: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runner, "run", lambda suite, extra: runner.Result(suite, 0, 0, 0.0))
+    monkeypatch.setattr(runner, "run_twice", lambda suite, extra: runner.Result(suite, 0, 0, 0.0))
     assert runner.main(["fast"]) == 1
     assert capsys.readouterr().out.endswith("\n0 passed, 0 failed\n")

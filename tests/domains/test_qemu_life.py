@@ -36,7 +36,7 @@ async def test_a_guest_boots_quickly_and_is_forgotten_without_a_trace(place):
         began = time.monotonic()
         await hosts.sender.start(spec)
         await hosts.ticks(spec, more=1)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert await hosts.sender.domains() == [spec.domain_id]
         await hosts.sender.start(spec)  # repeated: nothing happens
         await hosts.ticks(spec, more=10)

@@ -92,7 +92,7 @@ async def test_deactivate_with_a_silent_target_returns_within_the_guard(tmp_path
                 await task.deferLater(reactor, 0.3)
             began = reactor.seconds()
             await ours.sr.vdi_deactivate(vdi)
-            assert reactor.seconds() - began < 2 * QUICK.guard + 2.5
+            assert reactor.seconds() - began < 2 * QUICK.guard + 10
             status = await ours.sr.copy_state("copy-1")
             if busy:
                 assert status.state is CopyState.FAILED
@@ -240,5 +240,5 @@ async def test_cancel_just_when_the_job_fails_by_itself(tmp_path: Path) -> None:
             await task.deferLater(reactor, wait)
             began = reactor.seconds()
             await ours.sr.copy_cancel("copy-1")
-            assert reactor.seconds() - began < 1.0
+            assert reactor.seconds() - began < 5.0
             assert ours.services.alive().nothing
