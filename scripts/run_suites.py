@@ -71,8 +71,7 @@ def run_twice(suite: Suite, arguments: list[str]) -> Result:
     result = run(suite, arguments)
     if result.problem or not 0 < result.failed == len(result.failures) <= RUN_AGAIN:
         return result
-    options = [argument for argument in arguments if argument.startswith("-")]
-    again = run(replace(suite, name=f"{suite.name}-again"), [*options, *result.failures])
+    again = run(suite, [*arguments, "--last-failed", "--last-failed-no-failures=none"], again=True)
     if again.problem or again.passed + again.failed != result.failed:
         return result
     return replace(
@@ -85,14 +84,17 @@ def run_twice(suite: Suite, arguments: list[str]) -> Result:
     )
 
 
-def run(suite: Suite, arguments: list[str]) -> Result:
+def run(suite: Suite, arguments: list[str], *, again: bool = False) -> Result:
     """Run one suite with pytest in a process group of its own; its output goes straight through."""
-    report = REPORTS / f"{suite.name}.xml"
+    report = REPORTS / f"{suite.name}{'-again' if again else ''}.xml"
+    cache = REPORTS / f"{suite.name}.cache"
     REPORTS.mkdir(exist_ok=True)
+    if not again:
+        shutil.rmtree(cache, ignore_errors=True)
     report.unlink(missing_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="xm", dir="/tmp"))
     argv = [sys.executable, "-m", "pytest", "-m", suite.marker, f"--junit-xml={report}", *arguments]
-    argv += [f"--rootdir={ROOT}", "-o", f"cache_dir={folder}/pytest-cache"]  # node ids as seen from cwd
+    argv += ["-o", f"cache_dir={cache}"]
     print(f"== suite {suite.name}: at most {suite.budget:.0f} s", flush=True)
     begin = time.monotonic()
     problem = ""
@@ -107,7 +109,7 @@ def run(suite: Suite, arguments: list[str]) -> Result:
         _end(process)
         raise
     finally:
-        failures = _failures(folder / "pytest-cache")
+        failures = _failures(cache)
         left = end_leftovers(folder)
         shutil.rmtree(folder, ignore_errors=True)
     if left and not problem:
