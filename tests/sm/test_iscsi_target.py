@@ -13,9 +13,10 @@ from twisted.internet import reactor, task
 
 from tests.sm.two_hosts import MIB, QUICK, begin_copy, make_disk, two_hosts, until
 from xapi_migrate.errors import SrBackendFailure
-from xapi_migrate.sm.interfaces import CopyState
+from xapi_migrate.sm.addresses import LunAddress, read_address
+from xapi_migrate.sm.interfaces import CopyState, TargetUrl
 from xapi_migrate.sm.iscsi_target import ISCSIService, migration_id
-from xapi_migrate.sm.same_disk import LunAddress, read_identity
+from xapi_migrate.sm.same_disk import read_identity
 from xapi_migrate.sm.tgt_ipc import Mode, Op, pack
 
 pytestmark = pytest.mark.system
@@ -45,7 +46,7 @@ async def test_luns_of_one_migration_share_target_and_account(tmp_path: Path) ->
         two = await service.add_lun("m1", OTHER, a_file(tmp_path), "127.0.0.1", scsi_id=VDI, read_only=True)
         three = await service.add_lun("m2", VDI, a_file(tmp_path), "127.0.0.2", scsi_id=VDI)
         assert one == await service.add_lun("m1", VDI, a_file(tmp_path), "127.0.0.1", scsi_id=VDI)
-        first, second, third = (LunAddress.parse(url.url) for url in (one, two, three))
+        first, second, third = (_lun(url) for url in (one, two, three))
         assert (first.lun, second.lun, third.lun) == (1, 2, 1)
         assert first.iqn == second.iqn != third.iqn
         assert first.port == third.port and third.address == "127.0.0.2"
@@ -120,3 +121,9 @@ async def test_closing_a_lun_ends_its_session(tmp_path: Path) -> None:
 
 def test_the_name_of_a_migration_does_not_tell_its_secret() -> None:
     assert "capability" not in migration_id("capability")
+
+
+def _lun(url: TargetUrl) -> LunAddress:
+    address = read_address(url.url)
+    assert isinstance(address, LunAddress)
+    return address

@@ -147,11 +147,13 @@ async def until(host: Host, ref: str, *states: CopyState, timeout: float = 60.0)
         await task.deferLater(reactor, 0.02)
 
 
-async def begin_copy(sender: Host, receiver: Host, vdi: str, size: int, ref: str = "copy-1") -> tuple[str, TargetUrl]:
+async def begin_copy(
+    sender: Host, receiver: Host, vdi: str, size: int, ref: str = "copy-1", secure: bool = False
+) -> tuple[str, TargetUrl]:
     """A fresh VDI at the receiver and a copy on its way into it."""
     fresh = str(uuid.uuid4())
     await receiver.sr.vdi_create(fresh, size)
-    url = await receiver.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1")
+    url = await receiver.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1", secure)
     await sender.sr.vdi_copy(vdi, url, ref, None)
     return fresh, url
 

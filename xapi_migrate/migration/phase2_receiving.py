@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, OperationNotAllowed, SrFull, VdiNotInMap
+from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, SrFull, VdiNotInMap
 from ..sm.interfaces import ISR
 from ..steps import Step
 from ..store.interfaces import NULL
@@ -34,11 +34,6 @@ async def prepare(migration: Incoming) -> None:
 def _check_host(migration: Incoming) -> None:
     vm, host = migration.vm, migration.host
     assert vm is not None
-    if "https" in host.config.schemes and vm.disks and not host.config.insecure_storage:
-        raise OperationNotAllowed(
-            "This host offers https, but disks travel over iSCSI, which is not encrypted: set insecure_storage in the "
-            "receiver's configuration if the storage network is trusted."
-        )
     for ref in host.records.find("VM", uuid=vm.uuid):
         raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already ({ref})")
     for ref in host.records.refs("VM"):
@@ -188,11 +183,13 @@ async def offer_disk(migration: Incoming, disk: IncomingDisk, address: str) -> D
     first = disk.number == 0
     migration.story.step(Step.GET_DISK if first else Step.GET_DISK_NEXT, f"GET disk/{disk.number}")
     proof = None
+    config = migration.host.config
+    secure = "https" in config.schemes and not config.insecure_storage
     if disk.found:
-        url = await sr.vdi_dummy_url(disk.vdi_uuid, disk.size, migration.id, address)
+        url = await sr.vdi_dummy_url(disk.vdi_uuid, disk.size, migration.id, address, secure)
         proof = await sr.same_disk_proof(migration.id)
     else:
-        url = await sr.vdi_get_url(disk.vdi_uuid, migration.id, address)
+        url = await sr.vdi_get_url(disk.vdi_uuid, migration.id, address, secure)
     migration.story.step(Step.GET_URL if first else Step.GET_URL_NEXT, f"disk {disk.number} is at {url.url}")
     disk.offer = DiskOffer(disk.number, disk.vdi_uuid, disk.sr_uuid, disk.size, url, disk.found, proof)
     return disk.offer

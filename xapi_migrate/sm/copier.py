@@ -1,4 +1,4 @@
-"""The copier: the process that holds the iSCSI session to the other host, for one VDI.copy.
+"""The copier: the process that holds the iSCSI session (or NBD connection) to the other host, for one VDI.copy.
 
 It offers the LUN as NBD on a unix socket, into which the datapath mirrors. libiscsi retries for ever when the
 other host is silent; in a process of its own that harms nobody, because it can be killed at any time.
@@ -16,8 +16,9 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.child import find
 from xapi_migrate.processes.qmp import QMPError
+from xapi_migrate.sm.addresses import LunAddress, NBDAddress, read_address
 from xapi_migrate.sm.interfaces import TargetUrl
-from xapi_migrate.sm.same_disk import LunAddress
+from xapi_migrate.sm.nbd_target import KEYS, write_key
 from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 
@@ -51,38 +52,64 @@ class Copier:
 
     async def start(self, url: TargetUrl) -> None:
         """Open the LUN and offer it. CopyFailed, with nothing left running."""
-        lun = LunAddress.parse(url.url)
-        await self._stale_writes_gone(lun)
+        address = read_address(url.url)
+        await self._stale_writes_gone(address.port)
         daemon = None
         try:
             daemon = self._daemon = await StorageDaemon.start(self._reactor, self.folder, self._timeouts)
-            await daemon.execute("object-add", {"qom-type": "secret", "id": "chap", "data": url.password})
-            await daemon.execute("blockdev-add", self._lun(lun, url.username), timeout=self._timeouts.attach)
+            account, node = self._remote(address, url)
+            await daemon.execute("object-add", account)
+            await daemon.execute("blockdev-add", node, timeout=self._timeouts.attach)
             # Not before: a datapath that is waiting would connect, find nothing, and come again late.
             await daemon.serve_nbd()
             await daemon.execute(
                 "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": True}
             )
-        except (QMPError, OSError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost) as failure:
+        except (
+            QMPError,
+            OSError,
+            ValueError,
+            TimeoutError,
+            defer.TimeoutError,
+            ConnectionDone,
+            ConnectionLost,
+        ) as failure:
             await self.kill()
             timed_out = isinstance(failure, (TimeoutError, defer.TimeoutError))
             reason = f"no answer within {self._timeouts.attach:g} s" if timed_out else str(failure)
-            raise CopyFailed(self._vdi, f"the LUN at {lun.portal} cannot be opened: {reason}") from failure
+            raise CopyFailed(self._vdi, f"the disk at {address.portal} cannot be opened: {reason}") from failure
         except BaseException:
             await self.kill()
             raise
 
-    def _lun(self, lun: LunAddress, username: str) -> dict[str, Any]:
+    def _remote(self, address: LunAddress | NBDAddress, url: TargetUrl) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The account and the block node of the disk at the other host."""
+        if isinstance(address, LunAddress):
+            return {"qom-type": "secret", "id": "account", "data": url.password}, {
+                "driver": "iscsi",
+                "node-name": EXPORT,
+                "transport": "tcp",
+                "portal": address.portal,
+                "target": address.iqn,
+                "lun": address.lun,
+                "user": url.username,
+                "password-secret": "account",
+                "initiator-name": _INITIATOR,
+                "discard": "unmap",
+            }
+        write_key(self.folder / KEYS, url)
         return {
-            "driver": "iscsi",
+            "qom-type": "tls-creds-psk",
+            "id": "account",
+            "endpoint": "client",
+            "dir": str(self.folder),
+            "username": url.username,
+        }, {
+            "driver": "nbd",
             "node-name": EXPORT,
-            "transport": "tcp",
-            "portal": lun.portal,
-            "target": lun.iqn,
-            "lun": lun.lun,
-            "user": username,
-            "password-secret": "chap",
-            "initiator-name": _INITIATOR,
+            "server": {"type": "inet", "host": address.address, "port": str(address.port)},
+            "export": address.serial,
+            "tls-creds": "account",
             "discard": "unmap",
         }
 
@@ -126,7 +153,7 @@ class Copier:
             await refuser.end()
         elif child := find(self._reactor, self.folder / "refuser"):
             await child.kill()
-        for name in (NBD, "qmp.sock", "process.json", "stdout", "stderr"):
+        for name in (NBD, KEYS, "qmp.sock", "process.json", "stdout", "stderr"):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / "refuser").exists():
             await threads.deferToThread(shutil.rmtree, self.folder / "refuser", ignore_errors=True)
@@ -141,10 +168,10 @@ class Copier:
         """The end of what it complained about."""
         return self._daemon.child.errors() if self._daemon else ""
 
-    async def _stale_writes_gone(self, lun: LunAddress) -> None:
-        """Wait until the kernel has delivered what killed copiers had still in their sockets to this portal."""
+    async def _stale_writes_gone(self, port: int) -> None:
+        """Wait until the kernel has delivered what killed copiers had still in their sockets to this port."""
         deadline = self._reactor.seconds() + self._timeouts.stale_writes
-        while _undelivered(lun.port) and self._reactor.seconds() < deadline:
+        while _undelivered(port) and self._reactor.seconds() < deadline:
             await task.deferLater(self._reactor, 0.05)
 
 

@@ -142,7 +142,8 @@ class Attachment:
 @attrs.frozen
 class TargetUrl:
     """Answer of VDI.get_url: `url` is iscsi://ADDRESS:PORT/IQN/LUN without credentials; `username` and
-    `password` are the migration's own CHAP account. The password's repr is hidden."""
+    `password` are the migration's own CHAP account. Or nbds://ADDRESS:PORT/SERIAL/ID, NBD over TLS; the password is
+    then the shared key, 64 hexadecimal digits. The password's repr is hidden."""
 
     url: str
     username: str
@@ -207,11 +208,14 @@ class ISR(Interface):
     def vdi_detach(uuid: str, purpose: Purpose = Purpose.DOMAIN) -> Awaitable[None]:
         """VDI.detach (step 5.4)."""
 
-    def vdi_get_url(uuid: str, migration: str, address: str) -> Awaitable[TargetUrl]:
+    def vdi_get_url(uuid: str, migration: str, address: str, secure: bool = False) -> Awaitable[TargetUrl]:
         """VDI.get_url (steps 2.3, 2.5): attach the VDI for Purpose.TARGET, make it a LUN of this `migration`'s iSCSI
-        target, reachable at the local `address`. All disks of one migration share one target and one CHAP account."""
+        target, reachable at the local `address`. All disks of one migration share one target and one CHAP account.
+        `secure`: what is copied into it crosses the network encrypted (NBD over TLS), or SrBackendFailure."""
 
-    def vdi_dummy_url(uuid: str, virtual_size: int, migration: str, address: str) -> Awaitable[TargetUrl]:
+    def vdi_dummy_url(
+        uuid: str, virtual_size: int, migration: str, address: str, secure: bool = False
+    ) -> Awaitable[TargetUrl]:
         """For a VDI that is found here already: a read-only LUN of its size that carries its identity
         (serial = VDI uuid, id = SR uuid); the image is not opened."""
 

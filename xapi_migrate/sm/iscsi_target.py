@@ -13,9 +13,10 @@ import attrs
 from twisted.internet import defer, task
 
 from xapi_migrate.errors import SrBackendFailure
+from xapi_migrate.sm.addresses import bracketed
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.tgt_ipc import Mode, Op, TgtError
-from xapi_migrate.sm.tgt_process import TgtProcess, bracketed, free_port
+from xapi_migrate.sm.tgt_process import TgtProcess, free_port
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 _STATE = "state.json"

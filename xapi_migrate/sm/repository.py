@@ -7,7 +7,7 @@ used then instead of ours.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,27 +123,35 @@ class Repository:
 
     # -- the receiving side of a copy
 
-    async def vdi_get_url(self, uuid: str, migration: str, address: str) -> TargetUrl:
+    async def vdi_get_url(self, uuid: str, migration: str, address: str, secure: bool = False) -> TargetUrl:
         if hasattr(self._own, "vdi_get_url"):
             own: TargetUrl = await self._own.vdi_get_url(uuid, migration, address)
+            if secure and not own.url.startswith("nbds:"):
+                await self._own.vdi_close_url(uuid, migration)
+                raise SrBackendFailure(
+                    f"exporting VDI {uuid}",
+                    "its backend cannot encrypt what is copied into it, and this offer is https",
+                )
             return own
         await self._services.behind.done(uuid)
         datapath = await self._attach(uuid, TARGET)
         try:
             await datapath.activate(TARGET)
-            url = await self._services.iscsi.add_lun(migration, uuid, datapath.view, address, scsi_id=uuid)
+            url = await self._serve(secure)(migration, uuid, datapath.view, address, scsi_id=uuid)
             self._services.flushing.begin(uuid, Path(datapath.of.path))
             return url
         except BaseException:
             await self._services.datapaths.detach(uuid, TARGET)
             raise
 
-    async def vdi_dummy_url(self, uuid: str, virtual_size: int, migration: str, address: str) -> TargetUrl:
+    async def vdi_dummy_url(
+        self, uuid: str, virtual_size: int, migration: str, address: str, secure: bool = False
+    ) -> TargetUrl:
         self._require_attached()
         path = self._dummy(migration, uuid)
         await threads.deferToThread(_make_sparse, path, virtual_size)
         try:
-            return await self._services.iscsi.add_lun(migration, uuid, path, address, scsi_id=self.uuid, read_only=True)
+            return await self._serve(secure)(migration, uuid, path, address, scsi_id=self.uuid, read_only=True)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -155,6 +163,7 @@ class Repository:
         services = self._services
         services.flushing.end(uuid)
         await services.iscsi.close_lun(migration, uuid)
+        await services.nbd.close(migration, uuid)
         self._dummy(migration, uuid).unlink(missing_ok=True)
         await services.behind.done(uuid)
 
@@ -229,6 +238,9 @@ class Repository:
         await self._services.copies.forget(ref)
 
     # -- parts
+
+    def _serve(self, secure: bool) -> Callable[..., Awaitable[TargetUrl]]:
+        return self._services.nbd.add if secure else self._services.iscsi.add_lun
 
     async def _begin(self, copy: Copy, url: TargetUrl) -> None:
         datapath = await self._attach(copy.of.vdi, COPY)

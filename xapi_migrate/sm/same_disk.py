@@ -1,8 +1,8 @@
 """The same-disk test (step 3.3): does the LUN at the other end show the very disk that is to be copied?
 
 A LUN names itself in its vital product data: the unit serial is a VDI's uuid, the id that of the VDI (a fresh
-disk to copy into) or of the SR (a disk that was found, offered read-only). Names can lie, storage may be
-cloned, so the proof is a nonce that the other host left in the SR.
+disk to copy into) or of the SR (a disk that was found, offered read-only). An encrypted disk has no such data, and is
+named in its URL. Names can lie, storage may be cloned, so the proof is a nonce that the other host left in the SR.
 """
 
 from __future__ import annotations
@@ -12,41 +12,18 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import attrs
 from twisted.internet import threads
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.child import spawn
+from xapi_migrate.sm.addresses import LunAddress, NBDAddress, read_address
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 _SERIAL = re.compile(r"Unit Serial Number:\[([^\]]*)\]")
 _DESIGNATOR = re.compile(r"Designator:\[([^\]]*)\]")
-
-
-@attrs.frozen
-class LunAddress:
-    """The parts of iscsi://ADDRESS:PORT/IQN/LUN."""
-
-    address: str
-    port: int
-    iqn: str
-    lun: int
-
-    @property
-    def portal(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
-
-    @classmethod
-    def parse(cls, url: str) -> LunAddress:
-        """ValueError when it is not such a URL."""
-        parts = urlsplit(url)
-        iqn, _, lun = unquote(parts.path).strip("/").rpartition("/")
-        if parts.scheme != "iscsi" or not parts.hostname or not iqn or not lun.isdecimal():
-            raise ValueError(f"{parts.scheme}://{parts.hostname}{parts.path} is not iscsi://ADDRESS:PORT/IQN/LUN")
-        return cls(parts.hostname, parts.port or 3260, iqn, int(lun))
 
 
 @attrs.frozen
@@ -58,18 +35,23 @@ class Identity:
 
 
 async def read_identity(reactor: Any, folder: Path, vdi: str, url: TargetUrl, timeouts: SMTimeouts) -> Identity:
-    """Ask the LUN in a child process that works in `folder`. CopyFailed when it cannot be asked."""
+    """Ask the LUN in a child process that works in `folder`. CopyFailed when it cannot be asked, ValueError when it is
+    no such URL."""
+    address = read_address(url.url)
+    if isinstance(address, NBDAddress):
+        return Identity(address.serial, (address.id,))
     folder /= "identity"
     try:
-        serial = _SERIAL.search(await _inquire(reactor, folder / "serial", vdi, url, 0x80, timeouts))
-        designators = _DESIGNATOR.findall(await _inquire(reactor, folder / "ids", vdi, url, 0x83, timeouts))
+        serial = _SERIAL.search(await _inquire(reactor, folder / "serial", vdi, address, url, 0x80, timeouts))
+        designators = _DESIGNATOR.findall(await _inquire(reactor, folder / "ids", vdi, address, url, 0x83, timeouts))
     finally:
         await threads.deferToThread(shutil.rmtree, folder, ignore_errors=True)
     return Identity(serial[1].strip() if serial else "", tuple(text.strip() for text in designators))
 
 
-async def _inquire(reactor: Any, folder: Path, vdi: str, url: TargetUrl, page: int, timeouts: SMTimeouts) -> str:
-    lun = LunAddress.parse(url.url)
+async def _inquire(
+    reactor: Any, folder: Path, vdi: str, lun: LunAddress, url: TargetUrl, page: int, timeouts: SMTimeouts
+) -> str:
     secret = {"LIBISCSI_CHAP_USERNAME": url.username, "LIBISCSI_CHAP_PASSWORD": url.password}
     argv = ["iscsi-inq", "-e", "1", "-c", str(page), f"iscsi://{lun.portal}/{lun.iqn}/{lun.lun}"]
     child = await spawn(reactor, folder, argv, env={**os.environ, "LC_ALL": "C", **secret})

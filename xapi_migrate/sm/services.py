@@ -18,13 +18,14 @@ from xapi_migrate.sm.datapath import COPY, TARGET, Datapaths, mounts
 from xapi_migrate.sm.flushing import Flushing
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus
 from xapi_migrate.sm.iscsi_target import ISCSIService
+from xapi_migrate.sm.nbd_target import NBDService
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 
 @attrs.frozen
 class Alive:
     """Everything of ours that runs or is mounted: VDIs with a datapath, refs of copies with a copier, iSCSI target
-    names, mount points, pid of tgtd (0: none)."""
+    names and portals of encrypted disks, mount points, pid of tgtd (0: none)."""
 
     datapaths: tuple[str, ...]
     copiers: tuple[str, ...]
@@ -124,7 +125,7 @@ class Copies:
 
 
 class SMServices:
-    """`state_dir` holds datapaths/, copiers/ and tgt/. `iscsi_port` 0: a free one."""
+    """`state_dir` holds datapaths/, copiers/, tgt/ and nbd/. `iscsi_port` 0: a free one."""
 
     def __init__(self, reactor: Any, state_dir: Path, timeouts: SMTimeouts | None = None, iscsi_port: int = 0) -> None:
         self.reactor = reactor
@@ -134,6 +135,7 @@ class SMServices:
         self.datapaths = Datapaths(reactor, self.state_dir / "datapaths", self.timeouts)
         self.copies = Copies(reactor, self.state_dir / "copiers", self.datapaths, self.timeouts, self.behind)
         self.iscsi = ISCSIService(reactor, self.state_dir / "tgt", self.timeouts, iscsi_port)
+        self.nbd = NBDService(reactor, self.state_dir / "nbd", self.timeouts)
         self.flushing = Flushing(reactor, self.timeouts.flush)
 
     async def recover(self) -> None:
@@ -143,7 +145,8 @@ class SMServices:
         await self.iscsi.recover()
         # An earlier daemon may have closed a LUN and not come to tidy up.
         await self.iscsi.tidy_all()
-        served = self.iscsi.served()
+        await self.nbd.recover()
+        served = self.iscsi.served() | self.nbd.served()
         for vdi in self.datapaths.alive():
             datapath = self.datapaths.get(vdi)
             if datapath is not None and TARGET in datapath.users and vdi not in served:
@@ -156,6 +159,7 @@ class SMServices:
         self.copies.let_go()
         self.datapaths.let_go()
         self.iscsi.let_go()
+        self.nbd.let_go()
 
     async def stop(self) -> None:
         """End everything that is alive, copies first. For the administrator and for tests."""
@@ -164,6 +168,7 @@ class SMServices:
         for copy in self.copies.all():
             await self.copies.forget(copy.of.ref)
         await self.iscsi.stop()
+        await self.nbd.stop()
         for vdi in self.datapaths.alive():
             datapath = self.datapaths.get(vdi)
             for user in list(datapath.users) if datapath else ():
@@ -179,7 +184,7 @@ class SMServices:
         return Alive(
             tuple(self.datapaths.alive()),
             tuple(self.copies.alive()),
-            tuple(self.iscsi.targets()),
+            (*self.iscsi.targets(), *self.nbd.portals()),
             tuple(ours),
             self.iscsi.pid,
         )

@@ -16,15 +16,11 @@ from twisted.internet.error import ConnectError
 
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes.child import Child, find, spawn
+from xapi_migrate.sm.addresses import bracketed
 from xapi_migrate.sm.tgt_ipc import Mode, Op, TgtError, call
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 _IPC = "tgt.sock"
-
-
-def bracketed(address: str) -> str:
-    """An address as it stands before ":port"."""
-    return f"[{address}]" if ":" in address else address
 
 
 def free_port(address: str) -> int:

@@ -225,17 +225,19 @@ class FakeSR:
 
     # -- the receiving side
 
-    async def vdi_get_url(self, uuid: str, migration: str, address: str) -> TargetUrl:
+    async def vdi_get_url(self, uuid: str, migration: str, address: str, secure: bool = False) -> TargetUrl:
         self._called("vdi_get_url", uuid, migration)
         self._require_attached()
         self._require_vdi(uuid)
         self._users.setdefault(uuid, {})[Purpose.TARGET] = True
-        return self._lun(uuid, migration, address, uuid, self.storage.disks[uuid])
+        return self._lun(uuid, migration, address, uuid, self.storage.disks[uuid], secure)
 
-    async def vdi_dummy_url(self, uuid: str, virtual_size: int, migration: str, address: str) -> TargetUrl:
+    async def vdi_dummy_url(
+        self, uuid: str, virtual_size: int, migration: str, address: str, secure: bool = False
+    ) -> TargetUrl:
         self._called("vdi_dummy_url", uuid, migration)
         self._require_attached()
-        return self._lun(uuid, migration, address, self.uuid, None)
+        return self._lun(uuid, migration, address, self.uuid, None, secure)
 
     async def vdi_close_url(self, uuid: str, migration: str) -> None:
         self._called("vdi_close_url", uuid, migration)
@@ -357,11 +359,11 @@ class FakeSR:
             raise CopyFailed(vdi, "the target did not accept the account")
         return lun
 
-    def _lun(self, vdi: str, migration: str, address: str, ids: str, disk: bytearray | None) -> TargetUrl:
+    def _lun(self, vdi: str, migration: str, address: str, ids: str, disk: bytearray | None, secure: bool) -> TargetUrl:
         password = self._passwords.setdefault(migration, secrets.token_urlsafe(32))
         target = f"iqn.fake:{uuids.uuid5(uuids.NAMESPACE_OID, migration + self.uuid)}"
         number = vdi.replace("-", "")
-        url = f"iscsi://{address}:3260/{target}/{int(number, 16)}"
+        url = f"nbds://{address}:10809/{vdi}/{ids}" if secure else f"iscsi://{address}:3260/{target}/{int(number, 16)}"
         self._luns.luns[url] = _Lun(vdi, ids, disk, password)
         return TargetUrl(url, f"migration-{migration}", password)
 

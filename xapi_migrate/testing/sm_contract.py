@@ -188,6 +188,41 @@ async def check_copy_of_a_running_disk(kit: SRKit) -> None:
     await kit.ours.copy_cancel("ref")
 
 
+async def check_encrypted_copy(kit: SRKit) -> None:
+    """Where the offer is https the disk's content crosses the network encrypted; the key is needed."""
+    vdi, attachment = await _source(kit, b"once")
+    fresh = new_uuid()
+    await kit.theirs.vdi_create(fresh, SIZE)
+    url = await kit.theirs.vdi_get_url(fresh, "m", "127.0.0.1", True)
+    assert url.url.startswith("nbds://127.0.0.1:") and len(url.password) >= 32 and url.password not in repr(url)
+    assert await kit.theirs.vdi_get_url(fresh, "m", "127.0.0.1", True) == url
+    await kit.ours.vdi_copy(vdi, attrs.evolve(url, password="0" * 64), "wrong", None)
+    assert (await kit.ours.copy_state("wrong")).state is CopyState.FAILED
+    await kit.ours.vdi_copy(vdi, url, "ref", None)
+    await state_of(kit, "ref", CopyState.READY)
+    await kit.write(attachment, 3 * MIB, b"late" * 1024)
+    await kit.ours.vdi_deactivate(vdi)
+    assert (await kit.ours.copy_state("ref")).state is CopyState.FINISHED
+    for _ in range(2):
+        await kit.theirs.vdi_close_url(fresh, "m")
+    assert await _received(kit, fresh, 3 * MIB) == b"late" * 1024
+    assert await _received(kit, fresh, 5 * MIB) == b"once" * 1024
+    await kit.ours.vdi_detach(vdi)
+
+
+async def check_same_disk_named_in_its_url(kit: SRKit) -> None:
+    """The same-disk test where the offer is https."""
+    vdi = new_uuid()
+    await kit.ours.vdi_create(vdi, SIZE)
+    url = await kit.ours.vdi_dummy_url(vdi, SIZE, "m", "127.0.0.1", True)
+    await kit.ours.vdi_copy(vdi, url, "same", await kit.ours.same_disk_proof("m"))
+    status = await kit.ours.copy_state("same")
+    assert status.state is CopyState.FINISHED and status.same_disk, status
+    await kit.ours.copy_cancel("same")
+    await kit.ours.forget_proof("m")
+    await kit.ours.vdi_close_url(vdi, "m")
+
+
 async def check_copy_of_a_halted_disk(kit: SRKit) -> None:
     """A VDI that no domain uses is copied too, and copy_finish ends it."""
     vdi, _ = await _source(kit, b"once")
@@ -284,6 +319,8 @@ SR_CHECKS = (
     check_gate,
     check_in_use,
     check_copy_of_a_running_disk,
+    check_encrypted_copy,
+    check_same_disk_named_in_its_url,
     check_copy_of_a_halted_disk,
     check_cancel,
     check_closed_url,
