@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from twisted.internet import defer
 from twisted.logger import LogEvent, globalLogPublisher
 
 from tests.leftovers import end_leftovers
+
+# The same examples in each run, for a failure must come back when it is looked for; none fails for being slow.
+settings.register_profile("rules", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rules")
 
 LIMIT = 120.0
 """Seconds that an asynchronous test may take unless it carries @pytest.mark.limit(seconds)."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 import XenAPI
-from twisted.internet import threads
+from twisted.internet import reactor, threads
+from twisted.internet.task import deferLater
 
 from tests.xenapi.live import PASSWORD, USER, live
 
@@ -189,8 +190,9 @@ async def test_events_follow_changes_and_end_with_the_session(tmp_path: Path) ->
             return token
 
         token = await here.client(first)
-        waiting = here.client(lambda session: getattr(session.xenapi.event, "from")(["VM"], token, 20.0))
-        await threads.deferToThread(time.sleep, 0.3)
+        waiting = here.client(lambda session: getattr(session.xenapi.event, "from")(["VM"], token, 100.0))
+        while not here.server.events.waiting:
+            await deferLater(reactor, 0.01)
         assert not waiting.called
         here.records.update("VM", vm, name_label="b")
         other = here.records.create("VM")
@@ -206,8 +208,9 @@ async def test_events_follow_changes_and_end_with_the_session(tmp_path: Path) ->
         await here.client(last)
         ref = here.server.sessions.open(USER, "here")
         proxy = xmlrpc.client.ServerProxy(here.url)
-        blocked = threads.deferToThread(getattr(proxy.event, "from"), ref, ["vm"], here.server.events.token(), 20.0)
-        await threads.deferToThread(time.sleep, 0.2)
+        blocked = threads.deferToThread(getattr(proxy.event, "from"), ref, ["vm"], here.server.events.token(), 100.0)
+        while not here.server.events.waiting:
+            await deferLater(reactor, 0.01)
         here.server.sessions.logout(ref)
         answer = await blocked
         assert answer["ErrorDescription"] == ["SESSION_INVALID", ref]

@@ -27,7 +27,7 @@ def run(packages: Path, world: TwoServers, uuid: str, transport: str, cancel: bo
         "password": PASSWORD, "transport": transport, "vm": uuid, "cancel": cancel,
     }  # fmt: skip
     argv = ["node", str(NODE / "migrate.mjs")]
-    done = subprocess.run(argv, input=json.dumps(wish), capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, input=json.dumps(wish), capture_output=True, text=True, check=False, timeout=140)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen

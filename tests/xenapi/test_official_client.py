@@ -30,7 +30,7 @@ def watch(server: Server, classes: list[str], token: str, enough: Callable[[Even
 
     def work(x: Any) -> list[Event]:
         seen: list[Event] = []
-        after, deadline = token, time.monotonic() + 30
+        after, deadline = token, time.monotonic() + 60
         while time.monotonic() < deadline:
             got = getattr(x.event, "from")(classes, after, 5.0)
             after = got["token"]

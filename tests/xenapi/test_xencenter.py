@@ -158,7 +158,7 @@ def begin_migration(here: Connected, there: Connected, vm: str) -> str:
 
 def poll(here: Connected, task: str) -> dict[str, Any]:
     """The task's record when it has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         record: dict[str, Any] = here.call("task.get_record", task)
         check_fields("task", record)
@@ -188,7 +188,7 @@ async def test_it_connects_migrates_follows_and_leaves(tmp_path: Path, version: 
                 moved = record["result"].removeprefix("<value>").removesuffix("</value>")
                 assert here.call("task.destroy", task) == ""
                 # the caches follow: gone here, there under the same uuid
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while vm in here.cache["vm"] or moved not in there.cache.get("vm", {}):
                     here.follow(0.5)
                     there.follow(0.5)
@@ -218,7 +218,7 @@ async def test_it_cancels(tmp_path: Path, version: Version) -> None:
         def work() -> None:
             with connected(version, world.source) as here, connected(version, world.destination) as there:
                 task = begin_migration(here, there, vm)
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while here.call("task.get_record", task)["progress"] <= 0.05:
                     assert time.monotonic() < deadline
                 assert here.call("task.get_allowed_operations", task) == ["cancel"]
@@ -257,7 +257,7 @@ async def test_its_log_out_wakes_what_waits_for_events(tmp_path: Path, version: 
                 waiting.start()
                 time.sleep(0.3)
                 here.call("session.logout")
-                waiting.join(5)
+                waiting.join(60)
                 assert said == [["SESSION_INVALID", here.session]]
 
         await threads.deferToThread(work)

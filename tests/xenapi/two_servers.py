@@ -122,7 +122,7 @@ class TwoServers:
     destination: Server
 
     async def until(self, condition: Callable[[], object], otherwise: str = "it never came true") -> None:
-        end = reactor.seconds() + 20  # type: ignore[attr-defined]
+        end = reactor.seconds() + 60  # type: ignore[attr-defined]
         while not condition():
             assert reactor.seconds() < end, otherwise  # type: ignore[attr-defined]
             await task.deferLater(reactor, 0.01)

@@ -85,6 +85,11 @@ class Events:
         """The number of the latest change."""
         return self._records.generation
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for something to happen."""
+        return len(self._waiting)
+
     def token(self) -> str:
         return f"{self._records.generation:020d},{0:020d}"
 
