@@ -52,6 +52,17 @@ class Config:
     # A host that offers https takes disks over NBD with TLS, and refuses those of backends that cannot encrypt. With
     # this it takes them over iSCSI, faster and in clear: for a storage network that is trusted.
     insecure_storage: bool = False
+    # Networks that a sender never connects to, whatever URIs a client hands in: link-local and multicast ones, and
+    # those that mean no host. Add what only administrators should reach.
+    denied_networks: tuple[str, ...] = (
+        "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fe80::/10", "ff00::/8",
+    )  # fmt: skip
+    # PEM file of this host's certificate, its chain behind it; empty: its own, made at the first start.
+    certificate: str = ""
+    # PEM file of the certificate's key.
+    private_key: str = ""
+    # PEM file of the authorities that vouch for https URIs without a fingerprint; empty: the system's.
+    authorities: str = ""
     # What the server says of its brand and versions, for clients that insist on theirs: default, xencenter-2023,
     # xencenter-8.2, xencenter-7.0, xencenter-6.2, legacy-events.
     profile: str = "default"

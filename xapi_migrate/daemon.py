@@ -6,6 +6,7 @@ Closing lets go: domains, datapaths, copiers and the iSCSI target live on, and t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet import defer
@@ -20,6 +21,7 @@ from .domains.qemu_config import QEMUConfig
 from .errors import InvalidValue
 from .migration.engine import Engine
 from .migration.host import Host
+from .migration.interfaces import IPeer
 from .migration.journal import FileJournals
 from .processes.in_thread import in_thread
 from .sm.discovery import discover
@@ -33,6 +35,7 @@ from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_c
 from .uris import offer
 from .uris.capability import Capability
 from .uris.peer import HttpPeer
+from .uris.reach import Reach
 from .uris.tree import MigrationTree
 from .xenapi.migration_calls import MigrationCalls
 from .xenapi.own_calls import data_model
@@ -82,7 +85,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     state_dir = config.state_dir.absolute()
     for folder in (state_dir, state_dir / "migrations"):
         await in_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
-    identity = await in_thread(tls.HostIdentity.load, state_dir)
+    identity = await in_thread(tls.HostIdentity.load, state_dir, config.certificate, config.private_key)
+    trust = await in_thread(tls.trust_root, state_dir / config.authorities) if config.authorities else None
+    reach = Reach.all_but(config.denied_networks)
     endpoints = [tls.server_endpoint(reactor, one, identity) for one in config.listen]
 
     records = Records(data_model(), reactor, config.database or f"sqlite:///{state_dir / 'records.db'}")
@@ -110,7 +115,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     daemon.closes(toolstack.close)
     await toolstack.open()
 
-    about = _host(config, reactor, server, toolstack, domains, host)
+    peers = partial(_peer, config, reactor, trust, reach)
+    about = _host(config, reactor, server, toolstack, domains, host, peers)
     engine = _engine(daemon, config, about, identity.fingerprint())
     daemon.closes(engine.stop)
     server.dispatcher.register(MigrationCalls(records, engine))
@@ -132,7 +138,13 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
 
 
 def _host(
-    config: Config, reactor: Any, server: XenAPIServer, toolstack: Toolstack, domains: IDomainDriver, ref: str
+    config: Config,
+    reactor: Any,
+    server: XenAPIServer,
+    toolstack: Toolstack,
+    domains: IDomainDriver,
+    ref: str,
+    peers: Callable[[list[str]], IPeer],
 ) -> Host:
     state_dir = config.state_dir.absolute()
     return Host(
@@ -145,10 +157,17 @@ def _host(
         domains=domains,
         tasks=server.tasks,
         journals=FileJournals(state_dir / "journal"),
-        peers=lambda uris: HttpPeer(reactor, uris, config.times, ""),
+        peers=peers,
         free_memory=free_memory,
         stories=state_dir / "migrations",
     )
+
+
+def _peer(config: Config, reactor: Any, trust: Any, reach: Reach, uris: list[str]) -> IPeer:
+    peer: IPeer = HttpPeer(
+        reactor, uris, config.times, trust_root=trust, reach=reach, insecure_storage=config.insecure_storage
+    )
+    return peer
 
 
 def _engine(daemon: Daemon, config: Config, host: Host, fingerprint: str) -> Engine:

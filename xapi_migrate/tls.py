@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from OpenSSL import crypto
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -37,8 +38,15 @@ class HostIdentity:
     key_path: Path
 
     @classmethod
-    def load(cls, state_dir: Path) -> HostIdentity:
-        """The identity kept in `state_dir`, made if there is none. Blocks for milliseconds: call it at start."""
+    def load(cls, state_dir: Path, certificate: str = "", private_key: str = "") -> HostIdentity:
+        """The identity of those PEM files; if none are named that kept in `state_dir`, made if there is none. Blocks
+        for milliseconds: call it at start. OSError, ValueError."""
+        if certificate or private_key:
+            if not (certificate and private_key):
+                raise ValueError("certificate and private_key are set together or not at all")
+            given = cls(state_dir / certificate, state_dir / private_key)
+            given.context_factory().getContext()  # says here and now that the two do not fit
+            return given
         folder = state_dir / "tls"
         identity = cls(folder / "host.crt", folder / "host.key")
         if not (identity.certificate_path.exists() and identity.key_path.exists()):
@@ -72,7 +80,10 @@ class HostIdentity:
         _write(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
     def certificate(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
+        return self._chain()[0]
+
+    def _chain(self) -> list[x509.Certificate]:
+        return x509.load_pem_x509_certificates(self.certificate_path.read_bytes())
 
     def fingerprint(self) -> str:
         """SHA-256 of the certificate's DER form, 64 hexadecimal digits: what `#sha256=` carries."""
@@ -81,12 +92,19 @@ class HostIdentity:
     def context_factory(self) -> ssl.CertificateOptions:
         """The server's side of TLS 1.2 and later."""
         key: Any = serialization.load_pem_private_key(self.key_path.read_bytes(), None)
-        certificate: Any = self.certificate()
+        chain: list[Any] = self._chain()
         return ssl.CertificateOptions(
             privateKey=key,
-            certificate=certificate,
+            certificate=chain[0],
+            extraCertChain=chain[1:],
             insecurelyLowerMinimumTo=ssl.TLSVersion.TLSv1_2,
         )
+
+
+def trust_root(path: Path) -> Any:
+    """An ITrustRoot of the authorities in a PEM file. Blocks for milliseconds. OSError, ValueError."""
+    certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    return ssl.trustRootFromCertificates([ssl.Certificate(crypto.X509.from_cryptography(one)) for one in certificates])
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -25,6 +25,7 @@ from xapi_migrate.migration.interfaces import (
     IReceiving,
     Outcome,
 )
+from xapi_migrate.sm.addresses import bracketed
 from xapi_migrate.sm.interfaces import SameDiskProof, TargetUrl
 from xapi_migrate.uris.capability import Capability, find
 
@@ -177,7 +178,7 @@ class Receiving:
         self._note("disk", number, address)
         if number > 1:
             raise HandleInvalid("disk", str(number))
-        url = TargetUrl(f"iscsi://{address}:3260/iqn.2026-01.org.example:m1/{number}", "user", self.password)
+        url = TargetUrl(f"iscsi://{bracketed(address)}:3260/iqn.2026-01.org.example:m1/{number}", "user", self.password)
         return DiskOffer(
             number, "vdi-1", "sr-1", 1 << 30, url, bool(number), SameDiskProof("n", "v") if number else None
         )

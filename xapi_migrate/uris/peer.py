@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..config import MigrationTimes
-from ..errors import MigrationAborted, NoUriAnswered, PeerSilent
+from ..errors import MigrationAborted, NoUriAnswered, OperationNotAllowed, PeerSilent
 from ..migration.interfaces import Answer, DiskOffer, IOutgoingMemory, IPeer, Outcome
 from . import wire
 from .offer import parse
-from .peer_connection import NONE, PeerConnection, Response, Unanswered, refusal
+from .peer_connection import NONE, UNREACHABLE, Late, PeerConnection, Response, Unanswered, refusal
 from .peer_memory import MemorySender
+from .reach import EVERYWHERE, Reach, within
 
 
 @implementer(IPeer)
@@ -24,11 +26,21 @@ class HttpPeer:
     log = Logger()
 
     def __init__(
-        self, reactor: Any, uris: Sequence[str], times: MigrationTimes, migration: str = "", trust_root: Any = None
+        self,
+        reactor: Any,
+        uris: Sequence[str],
+        times: MigrationTimes,
+        migration: str = "",
+        trust_root: Any = None,
+        reach: Reach = EVERYWHERE,
+        insecure_storage: bool = True,
     ) -> None:
         """`migration` its id, for the log. `trust_root`: an ITrustRoot in the place of the system's CAs, for https URIs
-        without a fingerprint."""
-        self._reactor = reactor
+        without a fingerprint. `reach`: where it may connect to. `insecure_storage`: behind an https URI disks may still
+        go in clear."""
+        self._reach = reach
+        self._insecure_storage = insecure_storage
+        self._reactor = reactor = within(reactor, reach)
         self._times = times
         self._migration = migration
         self._trust_root = trust_root
@@ -71,6 +83,9 @@ class HttpPeer:
         connection = self._connections[number]
         try:
             status = (await connection.request("HEAD", "", self._times.connect)).status
+        except Late as why:
+            report = UNREACHABLE
+            self.log.info("{destination}: {why}", destination=connection.uri.destination, why=why)
         except Unanswered as why:
             report = str(why)
         else:
@@ -112,7 +127,22 @@ class HttpPeer:
             raise PeerSilent(self._named("GET", below), f"its answer is not a disk ({why})") from None
         if offer.number != number:
             raise PeerSilent(self._named("GET", below), "it answered for another disk")
+        self._check_target(below, offer.url.url)
         return offer
+
+    def _check_target(self, below: str, url: str) -> None:
+        """The receiver, too, may not send this host wherever it likes, nor have a disk in clear where https was asked
+        for."""
+        parts = urlsplit(url)
+        if not self._reach.allows(parts.hostname or ""):
+            raise PeerSilent(
+                self._named("GET", below), "it offers a disk at an address that this host does not connect to"
+            )
+        if self._connections[self._current].uri.secure and parts.scheme != "nbds" and not self._insecure_storage:
+            raise OperationNotAllowed(
+                "The offer is https, but the receiver takes disks in clear only: set insecure_storage here if the "
+                "storage network is trusted."
+            )
 
     # -- memory --------------------------------------------------------------------------------
 

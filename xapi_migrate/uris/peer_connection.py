@@ -12,6 +12,7 @@ from twisted.internet import defer, error
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -24,6 +25,7 @@ from . import wire
 from .offer import MigrationUri
 from .peer_tls import OneServer
 
+log = Logger()
 NONE: Mapping[str, str] = MappingProxyType({})
 
 KEEP = 20
@@ -40,6 +42,10 @@ class Response:
 
 class Unanswered(Exception):
     """No whole answer came; the text says what happened and shows no URI."""
+
+
+class Late(Unanswered):
+    """Nothing came in time."""
 
 
 class _Cut(Exception):
@@ -169,7 +175,7 @@ def _answered(result: object) -> bool:
 
 
 def _late(seconds: float) -> Failure:
-    return Failure(Unanswered(f"it gave no answer in {seconds:g} seconds"))
+    return Failure(Late(f"it gave no answer in {seconds:g} seconds"))
 
 
 def _reasons(why: BaseException) -> list[BaseException]:
@@ -187,25 +193,28 @@ def _broken(why: BaseException) -> bool:
     return any(isinstance(one, (_Cut, error.ConnectionDone, error.ConnectionLost)) for one in _reasons(why))
 
 
+UNREACHABLE = "it cannot be reached (this host's log says more)"
+"""All that a client hears of a connection that could not be made: what is more would scan ports for it."""
+
+
 def describe(why: BaseException, uri: MigrationUri, seconds: float) -> str:
     """One short sentence, without a URI, about a request that got no answer."""
-    for one in reversed(_reasons(why)):
+    reasons = _reasons(why)
+    unmade = (error.ConnectError, error.DNSLookupError)
+    if any(isinstance(one, unmade) for one in reasons) and not any(isinstance(one, SSL.Error) for one in reasons):
+        log.info("{destination}: {reason}", destination=uri.destination, reason=str(reasons[-1]) or "no connection")
+        return UNREACHABLE
+    for one in reversed(reasons):
         if isinstance(one, (Unanswered, _Cut)):
             return str(one)
-        if isinstance(one, error.ConnectionRefusedError):
-            return "it refused the connection"
         if isinstance(one, (error.TimeoutError, defer.TimeoutError)):
             return f"it gave no answer in {seconds:g} seconds"
-        if isinstance(one, error.DNSLookupError):
-            return "its name is not known"
         if isinstance(one, SSL.Error):
             return _tls(one, uri)
         if type(one).__name__ in ("VerificationError", "CertificateError"):
             return "its certificate is for another host"
         if isinstance(one, (error.ConnectionDone, error.ConnectionLost, error.ConnectionAborted)):
             return "it closed the connection without a whole answer"
-        if isinstance(one, error.ConnectError):
-            return f"it cannot be reached ({wire.plain(one.osError or 'no route')})"
     return f"it did not speak HTTP as it should ({type(why).__name__})"
 
 
