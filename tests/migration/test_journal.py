@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,49 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet import defer
 
-from xapi_migrate.migration.journal import FileJournals, JournalFailed, Mark, data_of, marked
+from xapi_migrate.migration.journal import LONGEST_REASON, FileJournals, JournalFailed, Mark, data_of, marked
+
+
+@pytest.fixture
+def small_disk(short_tmp: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(short_tmp)], check=True)
+    try:
+        yield short_tmp
+    finally:
+        subprocess.run(["umount", str(short_tmp)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Until not one byte more can be written."""
+    with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("again", [False, True], ids=["same daemon", "restarted daemon"])
+async def test_a_disk_that_is_full_at_the_moment_of_decision_takes_the_decision(small_disk: Path, again: bool) -> None:
+    journals = FileJournals(small_disk / "journal")
+    journal = journals.begin("receiver", "m")
+    await journal.record(Mark.BEGUN, plan="x" * 5000)
+    fill(small_disk)
+    if again:
+        [journal] = await journals.read()
+    for mark in (Mark.DONE, Mark.COMMITTED, Mark.ABORTED, Mark.ENDED):
+        await journal.record(mark, reason="\N{GRINNING FACE}" * LONGEST_REASON if mark is Mark.ABORTED else "")
+    [read] = await journals.read()
+    assert [entry.mark for entry in read.entries] == list(Mark)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_disk_refuses_a_new_migration_and_keeps_nothing_of_it(small_disk: Path) -> None:
+    journals = FileJournals(small_disk / "journal")
+    await journals.begin("sender", "m-1").record(Mark.BEGUN)
+    fill(small_disk)
+    with pytest.raises(JournalFailed, match=os.strerror(errno.ENOSPC)):
+        await journals.begin("sender", "m-2").record(Mark.BEGUN)
+    assert [path.name for path in (small_disk / "journal").iterdir()] == ["sender-m-1.jsonl"]
 
 
 @pytest_twisted.ensureDeferred
@@ -66,8 +111,9 @@ async def test_a_torn_line_is_overwritten_by_the_next_record(tmp_path: Path) -> 
     journals = FileJournals(tmp_path / "journal")
     await journals.begin("receiver", "m").record(Mark.BEGUN, plan=1)
     path = tmp_path / "journal" / "receiver-m.jsonl"
-    with path.open("ab") as file:
-        file.write(b'{"mark":"committed","da')
+    with path.open("r+b") as file:
+        file.seek(len(path.read_bytes().rstrip(b"\0")))
+        file.write(b'{"mark":"committed","da' + b" " * 100 + b'\n{"mark":"committed","data":{}}\n')
     [journal] = await journals.read()
     assert not marked(journal, Mark.COMMITTED)
     await journal.record(Mark.ABORTED, reason="restart")

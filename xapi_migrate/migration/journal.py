@@ -3,10 +3,14 @@
 One file per migration and role, one JSON object per line, appended and fsynced; the folder is fsynced
 when a file is made. It is local to the host and never in the pool's database. A last line that was cut by a
 crash counts as not written. Records are derived from the journal, not the other way round.
+
+A file is made with room for all that may follow its first line, zeroes until then: a disk that is full at the moment of
+decision refuses a new migration, and not the decision about one that is under way.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Awaitable
@@ -20,6 +24,11 @@ from zope.interface import Attribute, Interface, implementer
 
 from ..errors import MigrateError, catalogue
 from .story import Story
+
+RESERVED = 16 << 10
+"""Bytes that are allocated behind the first line."""
+LONGEST_REASON = 1000
+"""Characters of a reason that are kept: at most 12 bytes each, so that it fits into what is reserved."""
 
 
 class Mark(Enum):
@@ -130,7 +139,8 @@ class FileJournal:
         if self._broken:
             raise JournalFailed(self.migration, self._broken)
         try:
-            self._length = await threads.deferToThread(_append, self._path, self._length, line)
+            write = _append if self._length else _create
+            self._length = await threads.deferToThread(write, self._path, self._length, line)
         except OSError as failure:
             # Half a line may be on disk: what follows it would be unreadable, so nothing may follow.
             self._broken = failure.strerror or "I/O error"
@@ -160,7 +170,7 @@ class FileJournals:
             if entries:
                 # What is readable may not be durable yet: the daemon may have died between write and fsync. It must
                 # be before anything is done because of it.
-                _sync(path, os.O_RDWR)
+                _wipe_tail(path, length)
                 found.append(FileJournal(path, role, migration, entries, length))
             else:
                 path.unlink()  # nothing was promised
@@ -185,21 +195,49 @@ def _parse(text: bytes) -> tuple[list[Entry], int]:
     return entries, length
 
 
-def _append(path: Path, length: int, line: bytes) -> int:
-    new = not path.exists()
-    if new:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _create(path: Path, length: int, line: bytes) -> int:
+    """The first line, and room for the others. Nothing is left if it cannot be had."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(descriptor, length)  # what a crash left half-written goes
-        if os.pwrite(descriptor, line, length) != len(line):
-            raise OSError(28, "the disk is full")
+        os.posix_fallocate(descriptor, 0, len(line) + RESERVED)
+        written = _write(descriptor, length, line)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync(path.parent)
+    return written
+
+
+def _append(path: Path, length: int, line: bytes) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return _write(descriptor, length, line)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, length: int, line: bytes) -> int:
+    """Durable when it returns; the new length."""
+    if os.pwrite(descriptor, line, length) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(descriptor)
+    return length + len(line)
+
+
+def _wipe_tail(path: Path, length: int) -> None:
+    """What a crash left half-written goes; the room for what follows stays. A disk that is full now is told when it is
+    written to."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        torn = os.fstat(descriptor).st_size - length
+        if torn > 0 and os.pread(descriptor, torn, length).strip(b"\0"):
+            os.pwrite(descriptor, bytes(torn), length)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if new:
-        _sync(path.parent)
-    return length + len(line)
 
 
 def _remove(path: Path) -> None:
@@ -207,8 +245,9 @@ def _remove(path: Path) -> None:
     _sync(path.parent)
 
 
-def _sync(path: Path, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
+def _sync(path: Path) -> None:
+    """A folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

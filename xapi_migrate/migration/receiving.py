@@ -16,7 +16,7 @@ from . import phase2_receiving, phase4_receiving, phase5_receiving
 from .heartbeat import Listening
 from .incoming import Incoming
 from .interfaces import PROTOCOL_VERSION, Answer, DiskOffer, IIncomingMemory, IReceiving, Outcome
-from .journal import Mark, data_of, marked, note_end
+from .journal import LONGEST_REASON, Mark, data_of, marked, note_end
 from .machine_state import state_of
 from .metadata_import import import_vm
 from .one_work import OneWork
@@ -249,7 +249,8 @@ class Receiving:
     def write_abort(self, reason: Exception) -> None:
         # A refused document has made no plan: there is nothing that a restart would have to know.
         planned = marked(self.migration.journal, Mark.BEGUN)
-        record = self.migration.journal.record(Mark.ABORTED, reason=str(reason)) if planned else _nothing()
+        why = str(reason)[:LONGEST_REASON]
+        record = self.migration.journal.record(Mark.ABORTED, reason=why) if planned else _nothing()
         self._do(record, self._machine.abort_written, self._machine.undecidable)
 
     def clean_up(self) -> None:

@@ -52,5 +52,11 @@ class Story:
                 self._held = text
                 return
             self._held = ""
-            with self._path.open("a") as file:
-                file.write(text)
+            try:
+                with self._path.open("a") as file:
+                    file.write(text)
+            except OSError as failure:
+                # A story that cannot be written, for want of space say, must not end the migration that it tells of.
+                self._log.warn(
+                    "{role} {migration}: its log: {why}", role=self.role, migration=self.migration, why=failure
+                )
