@@ -58,6 +58,12 @@ def test_functions_that_are_named_exist(page: Path) -> None:
 
 
 @every_page
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for name, test in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text()):
+        assert re.search(rf"^(?:async )?def {test}\b", (ROOT / name).read_text(), re.MULTILINE), f"{name}::{test}"
+
+
+@every_page
 def test_no_folder_outside_of_the_project_is_named(page: Path) -> None:
     paths = re.findall(r"(?:^|[\s`(=]|[\s=(]\")(/[A-Za-z][\w.-]*)", page.read_text(), re.MULTILINE)
     assert {path[1:] for path in paths} - ON_A_HOST - PATHS_OF_URLS == set()

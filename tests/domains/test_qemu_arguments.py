@@ -121,3 +121,25 @@ def test_a_disk_that_has_no_place(device):
 
 def test_a_description_survives_its_file():
     assert spec_from_json(spec_to_json(SPEC)) == SPEC
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": "pc,kernel=/etc/shadow"},
+        {"machine": "pc firmware=x"},
+        {"machine": "-help"},
+        {"cpu": "qemu64,+svm"},
+        {"cpu": "x" * 65},
+        {"nics": (DomainNic("0", "52:54:00:00:00:01,netdev=net1"),)},
+        {"nics": (DomainNic("0", ""),)},
+    ],
+)
+def test_what_a_client_named_brings_no_options_with_it(change):
+    with pytest.raises(ValueError, match="is no "):
+        argv(attrs.evolve(SPEC, **change))
+
+
+def test_names_are_names():
+    named = argv(attrs.evolve(SPEC, machine="pc-i440fx-7.2", cpu="EPYC-Rome-v2"))
+    assert after("-machine", named) == ["pc-i440fx-7.2"] and after("-cpu", named) == ["EPYC-Rome-v2"]

@@ -8,6 +8,7 @@ check.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def _quoted(value: str) -> str:
     return value.replace(",", ",,")
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
+
+
+def _plain(value: str, pattern: re.Pattern[str], what: str) -> str:
+    """A name that a client may have given, and nothing behind it: -machine and -cpu take options that open files."""
+    if not pattern.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is no {what}")
+    return value
+
+
 def _slot(first: int, last: int, device: str, what: str) -> str:
     """The PCI slot of a device: by its number, so that it is the same on every host."""
     if not device.isdecimal() or first + int(device) > last:
@@ -80,7 +92,7 @@ def _disk(disk: DomainDisk, boot_index: int, config: QEMUConfig) -> list[str]:
 
 def _nic(nic: DomainNic) -> list[str]:
     slot = _slot(_FIRST_NIC, _FIRST_DISK - 1, nic.device, "network interface")
-    device = f"virtio-net-pci,id=vif{nic.device},mac={nic.mac},addr={slot},romfile="
+    device = f"virtio-net-pci,id=vif{nic.device},mac={_plain(nic.mac, _MAC, 'MAC address')},addr={slot},romfile="
     if not nic.tap:
         return ["-device", device]
     return [
@@ -116,7 +128,8 @@ def _memory(spec: DomainSpec, config: QEMUConfig) -> int:
 def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[str]:
     """The whole argv. ValueError when the spec asks for hardware that there is no place for."""
     argv = [config.binary, "-name", f"guest={_quoted(spec.name or spec.vm_uuid)}", "-uuid", spec.vm_uuid]
-    argv += ["-machine", spec.machine or config.machine, "-cpu", spec.cpu or config.cpu]
+    argv += ["-machine", _plain(spec.machine, _NAME, "machine type") if spec.machine else config.machine]
+    argv += ["-cpu", _plain(spec.cpu, _NAME, "processor model") if spec.cpu else config.cpu]
     for accelerator in config.accelerators:
         argv += ["-accel", accelerator]
     argv += ["-m", f"size={_memory(spec, config) // 1024}k", "-smp", str(spec.vcpus)]

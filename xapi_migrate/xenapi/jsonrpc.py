@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from xapi_migrate.xenapi.wire import MAX_DEPTH, Malformed, check_text, iso8601
+from xapi_migrate.xenapi.wire import MAX_DEPTH, MAX_ELEMENTS, Malformed, check_text, iso8601
 
 CONTENT_TYPE = b"application/json"
 
@@ -26,6 +26,8 @@ class JsonCall:
 
 def parse_call(body: bytes) -> JsonCall:
     """Malformed; InvalidValue for text that is not fit."""
+    if body.count(b"[") + body.count(b"{") > MAX_ELEMENTS:  # before they cost anything
+        raise Malformed(f"more than {MAX_ELEMENTS} elements")
     try:
         raw = json.loads(body.decode())
     except (ValueError, RecursionError):
@@ -35,22 +37,29 @@ def parse_call(body: bytes) -> JsonCall:
     params = raw.get("params", [])
     if not isinstance(params, list):
         raise Malformed("params is not a list")
-    _check(params, 0)
+    _check(params)
     return JsonCall(check_text(raw["method"]), params, raw.get("id"), str(raw.get("jsonrpc", "")))
 
 
-def _check(item: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise Malformed(f"deeper than {MAX_DEPTH}")
-    if isinstance(item, str):
-        check_text(item)
-    elif isinstance(item, list):
-        for inner in item:
-            _check(inner, depth + 1)
-    elif isinstance(item, dict):
-        for key, inner in item.items():
-            check_text(key)
-            _check(inner, depth + 1)
+def _check(params: list[Any]) -> None:
+    """The limits that XML-RPC has too."""
+    waiting: list[tuple[Any, int]] = [(params, 0)]
+    count = 0
+    while waiting:
+        item, depth = waiting.pop()
+        count += len(item) if isinstance(item, list | dict) else 0
+        if depth > MAX_DEPTH:
+            raise Malformed(f"deeper than {MAX_DEPTH}")
+        if count > MAX_ELEMENTS:
+            raise Malformed(f"more than {MAX_ELEMENTS} elements")
+        if isinstance(item, str):
+            check_text(item)
+        elif isinstance(item, list):
+            waiting += [(inner, depth + 1) for inner in item]
+        elif isinstance(item, dict):
+            for key in item:
+                check_text(key)
+            waiting += [(inner, depth + 1) for inner in item.values()]
 
 
 def _plain(item: Any) -> Any:
