@@ -77,7 +77,7 @@ async def test_what_is_no_call_gets_an_http_status(tmp_path: Path) -> None:
             connection.close()
             return response.status, response.getheader("Allow", "")
 
-        assert await threads.deferToThread(get) == (405, "POST")
+        assert await threads.deferToThread(get) == (405, "POST, OPTIONS")
 
 
 @pytest_twisted.ensureDeferred

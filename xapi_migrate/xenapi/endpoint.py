@@ -1,4 +1,4 @@
-"""The HTTP side of the API: POST / /RPC2 /xmlrpc (XML-RPC) and /jsonrpc (JSON-RPC 1.0 and 2.0).
+"""The HTTP side of the API: POST / /RPC2 /xmlrpc (XML-RPC) and /jsonrpc /json (JSON-RPC 1.0 and 2.0).
 
 What is wrong with a call is told in the answer, with status 200. HTTP statuses are for what is no call: 400 a body that
 is none, 405 another method than POST, 413 a body that is too long.
@@ -22,7 +22,14 @@ from xapi_migrate.xenapi.wire import Malformed
 
 log = Logger()
 XML_PATHS = (b"", b"RPC2", b"xmlrpc")
-JSON_PATHS = (b"jsonrpc",)
+JSON_PATHS = (b"jsonrpc", b"json")
+_FOR_BROWSERS = (
+    (b"Allow", b"POST, OPTIONS"),
+    (b"Access-Control-Allow-Origin", b"*"),
+    (b"Access-Control-Allow-Methods", b"POST, OPTIONS"),
+    (b"Access-Control-Allow-Headers", b"Content-Type"),
+)
+"""A page of another origin asks by OPTIONS before it sends JSON."""
 
 
 class _Calls(Resource):
@@ -34,9 +41,13 @@ class _Calls(Resource):
 
     def render(self, request: Any) -> Any:
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
+        if request.method == b"OPTIONS":
+            for name, value in _FOR_BROWSERS:
+                request.setHeader(name, value)
+            return b""
         if request.method != b"POST":
             request.setResponseCode(405)
-            request.setHeader(b"Allow", b"POST")
+            request.setHeader(b"Allow", b"POST, OPTIONS")
             request.setHeader(b"Content-Type", b"text/plain")
             return b"" if request.method == b"HEAD" else b"XenAPI is spoken here, by POST.\n"
         gone: list[bool] = []

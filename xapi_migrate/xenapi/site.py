@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from twisted.web.resource import IResource
@@ -12,6 +13,8 @@ from xapi_migrate.uris.tree import MigrationTree, below
 from xapi_migrate.xenapi.endpoint import ApiResource
 
 REQUEST_LIMIT = 300 << 10
+_WHOLE = re.compile(rb"^https?://[^/]*(?=/)")
+"""What clients write before the path when they think that they speak to a proxy."""
 TOO_LONG = Reply(413, b"The call is too long.\n", "text/plain")
 
 
@@ -41,7 +44,7 @@ class ApiRequest(MigrationRequest):
         if self._bounded and self._closed:
             self._channel.loseConnection()
         else:
-            super().requestReceived(command, path, version)
+            super().requestReceived(command, _WHOLE.sub(b"", path), version)
 
     def _too_long(self) -> None:
         self.method, self.clientproto = self._channel._command, self._channel._version
