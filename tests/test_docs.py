@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "NEWS.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
 ON_A_HOST = {"tmp", "var", "etc", "proc", "dev", "run"}
 """First folders of the absolute paths that a page may name."""
-PATHS_OF_URLS = {"RPC2", "xmlrpc", "jsonrpc", "migrate"}
+PATHS_OF_URLS = {"RPC2", "json", "xmlrpc", "jsonrpc", "migrate"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

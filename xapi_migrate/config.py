@@ -37,6 +37,11 @@ class Config:
     # Twisted endpoint strings that the API and the migration URIs are served on.
     # A "tls:" prefix serves https with this host's own certificate: tls:8443:interface=127.0.0.1
     listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
+    # Path of a unix socket that the API is served on too; empty: none. Who may open it may log in without a password.
+    # The XenAPI library's xapi_local() and Ansible with the host name localhost look at /var/lib/xcp/xapi.
+    api_socket: str = ""
+    # Who may open api_socket: 0600 the daemon's user only, 0660 its group too.
+    api_socket_mode: str = "0600"
     # SQLAlchemy URL of the records; empty: an SQLite file in state_dir.
     database: str = ""
     # File of user names and password hashes; empty: state_dir/users.

@@ -37,6 +37,7 @@ from .uris.capability import Capability
 from .uris.peer import HttpPeer
 from .uris.reach import Reach
 from .uris.tree import MigrationTree
+from .xenapi.local_socket import listen_locally
 from .xenapi.migration_calls import MigrationCalls
 from .xenapi.own_calls import data_model
 from .xenapi.passwords import PasswordFile
@@ -135,6 +136,12 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         if hasattr(address, "port"):
             daemon.bound.append(offer.Listener(tls.scheme(description), address.host, address.port))
         log.info("listening: {description}", description=description)
+    if config.api_socket:
+        path = state_dir / config.api_socket
+        port = await listen_locally(reactor, path, config.api_socket_mode, server.site(None, config.request_limit))
+        daemon.ports.append(port)
+        daemon.closes(lambda port=port: defer.maybeDeferred(port.stopListening))  # type: ignore[misc]
+        log.info("listening: {description}", description=f"unix:{path}")
 
 
 def _host(

@@ -17,6 +17,7 @@ from twisted.web.resource import Resource
 from xapi_migrate.errors import MigrateError
 from xapi_migrate.xenapi import jsonrpc, wire
 from xapi_migrate.xenapi.dispatch import LIST_METHODS, Dispatcher
+from xapi_migrate.xenapi.sessions import TRUSTED
 from xapi_migrate.xenapi.tasks import description
 from xapi_migrate.xenapi.wire import Malformed
 
@@ -70,8 +71,11 @@ class _Calls(Resource):
         raise NotImplementedError
 
     async def _run(self, request: Any, method: str, params: list[Any]) -> Any:
-        address = request.getClientAddress()
-        return await self._dispatcher.call(method, params, getattr(address, "host", "") or "local")
+        if getattr(request.channel.site, "trusted", False):
+            origin = TRUSTED
+        else:
+            origin = getattr(request.getClientAddress(), "host", "") or "local"
+        return await self._dispatcher.call(method, params, origin)
 
     def _broken(self, request: Any, failure: Failure) -> bytes:
         request.setHeader(b"Content-Type", b"text/plain")

@@ -28,6 +28,11 @@ MOST_PER_USER = 500
 SWEEP_SECONDS = 600.0
 
 
+TRUSTED = "the host itself"
+"""The origin of calls that come by the host's own socket; no address looks like it."""
+_LOCAL_USER = "root"
+
+
 class IXenAPIUser(Interface):
     """The avatar: somebody who may call."""
 
@@ -76,7 +81,10 @@ class Sessions:
             self._sweeping.stop()
 
     async def login(self, username: str, password: str, origin: str, originator: str = "") -> str:
-        """The new session's ref. SessionAuthenticationFailed, after a while if there were bad log-ins from `origin`."""
+        """The new session's ref. SessionAuthenticationFailed, after a while if there were bad log-ins from `origin`.
+        Who comes by the host's own socket has shown who he is by that, whatever name and password he gives."""
+        if origin == TRUSTED:
+            return self.open(_LOCAL_USER, origin, originator)
         turn = self._brake.wait(origin)
         if turn is None:
             raise SessionAuthenticationFailed(username, "Too many bad log-ins: wait a moment.")

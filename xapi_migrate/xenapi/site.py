@@ -68,3 +68,5 @@ class ApiSite(MigrationSite):
         super().__init__(api, migrations, **options)
         self.request_limit = request_limit
         self.displayTracebacks = False
+        self.trusted = False
+        """Whoever connects is root on this host, or as good."""
