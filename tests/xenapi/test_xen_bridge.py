@@ -91,14 +91,14 @@ async def test_it_migrates_and_follows(tmp_path: Path, background: bool) -> None
             vdis = {vbd.VDI: xenbridge.SR(there, sr) for vbd in mine.VBDs}
             vifs = dict.fromkeys(mine.VIFs, network)
             mine.assert_can_migrate(dest, True, vdis, vifs, {}, {})
-            here.Event.register(["task"])
+            here.Event.register(["Task"])
             if background:
                 params = [dest, True, vdis, vifs, {}, {}]
                 ref = here.call("Async.VM.migrate_send", vm, *xenbridge.XenObject.xen2ref(params))
+                assert ref in [event["ref"] for event in here.Event.next()]
                 moved = follow(here, xenbridge.Task(here, ref))
             else:
                 moved = mine.migrate_send(dest, True, vdis, vifs, {}, {}).ref
-            assert any(event["class"] == "task" for event in here.Event.next())
             arrived = there.VM.get_by_uuid(uuid)
             assert arrived.ref == moved and here.VM.get_all() == []
             deadline = time.monotonic() + 60
