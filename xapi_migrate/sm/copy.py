@@ -88,7 +88,7 @@ class Copy:
         try:
             await self.copier.start(url)
             self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
-            await self._mirror.start(self.copier.socket, datapath.of.virtual_size)
+            await self._mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
         except (MigrateError, *_TROUBLE) as failure:
             self._mirror = None
             await self._conclude(str(failure))

@@ -1,9 +1,10 @@
 """The datapath of one attached VDI: one qemu-storage-daemon through which everybody reaches the image.
 
-Users are named: "domain" (NBD on a unix socket, behind the gate), "target" (a raw view for tgtd) and "copy"
-(a running VDI.copy, which reads). Each attaches, activates, deactivates and detaches by its own name; the
-image is open while one of them is active, the process lives while one of them is attached. All of it is kept
-in the process itself and in `state.json`, so that a restarted daemon goes on where it was.
+Users are named: "domain" (NBD on a unix socket, behind the gate), "target" (a raw view for tgtd), "copy" (a running
+VDI.copy, which reads) and "move" (its image is being exchanged for that of another VDI). Each attaches, activates,
+deactivates and detaches by its own name; the image is open while one of them is active, the process lives while one of
+them is attached. All of it is kept in the process itself and in `state.json`, so that a restarted daemon goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from xapi_migrate.errors import SrBackendFailure, VdiInUse
 from xapi_migrate.processes.qmp import QMPError
-from xapi_migrate.sm.gate import GATE, IMAGE, Gate, Position
+from xapi_migrate.sm.gate import Gate, ImageNodes, Position
 from xapi_migrate.sm.interfaces import Attachment, ImageFormat, ImageLocation
 from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 
-DOMAIN, TARGET, COPY = "domain", "target", "copy"
+DOMAIN, TARGET, COPY, MOVE = "domain", "target", "copy", "move"
 _STATE = "state.json"
 _TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost)
 _VIEW = "view"
@@ -37,7 +38,7 @@ EXPORT = "disk"
 
 @attrs.frozen
 class DatapathOf:
-    """What a datapath is for: never changes while it lives."""
+    """What a datapath is for: changes only when its image is exchanged, `turn` times so far."""
 
     sr: str
     vdi: str
@@ -45,6 +46,7 @@ class DatapathOf:
     format: str
     virtual_size: int
     read_only: bool
+    turn: int = 0
 
     @property
     def location(self) -> ImageLocation:
@@ -59,7 +61,7 @@ class Datapath:
         self.of = of
         self.users = users
         """user -> whether active"""
-        self._gate = Gate(daemon, of.vdi, of.location, of.virtual_size, of.read_only)
+        self.gate = Gate(daemon, of.vdi, of.location, of.virtual_size, of.read_only, of.turn)
         self._lock = defer.DeferredLock()
 
     @property
@@ -75,7 +77,7 @@ class Datapath:
 
     async def build(self) -> None:
         """The nodes of a new process."""
-        await self._gate.build()
+        await self.gate.build()
         await self.daemon.serve_nbd()
         self.save()
 
@@ -88,7 +90,7 @@ class Datapath:
                     {
                         "type": "nbd",
                         "id": DOMAIN,
-                        "node-name": GATE,
+                        "node-name": self.gate.nodes.gate,
                         "name": EXPORT,
                         "writable": not self.of.read_only,
                     },
@@ -127,6 +129,12 @@ class Datapath:
                 await self._hide_view()
                 self.save()
 
+    def exchanged(self, of: DatapathOf) -> None:
+        """It shows another VDI's image from now on, with the same content at this moment."""
+        self.of = of
+        self.gate.exchanged(of.vdi, of.location, ImageNodes(of.turn))
+        self.save()
+
     async def detach(self, user: str) -> bool:
         """End the use. True when nobody is left: the owner then ends the process."""
         await self.deactivate(user)
@@ -142,22 +150,22 @@ class Datapath:
         active = {user for user, is_active in self.users.items() if is_active}
         if DOMAIN in active:
             position = Position.OPEN
-        elif COPY in active:
+        elif active & {COPY, MOVE}:
             position = Position.FENCED
         else:
             position = Position.SHUT
-        await self._gate.move(position)
+        await self.gate.move(position)
         if TARGET in active:
             # a raw image too, though tgtd goes past it: the domain's activation will then only have to move the gate
-            await self._gate.open_image()
+            await self.gate.open_image()
             if self.of.format != ImageFormat.RAW.value:
                 await self._show_view()
         elif TARGET in self.users:
             await self._hide_view()
         if position is Position.OPEN and COPY in active:
-            await self._gate.prepare_fence()
+            await self.gate.prepare_fence()
         if not active:
-            await self._gate.close_image()
+            await self.gate.close_image()
 
     async def _close_what_failed(self) -> None:
         try:
@@ -174,7 +182,7 @@ class Datapath:
             {
                 "type": "fuse",
                 "id": TARGET,
-                "node-name": IMAGE,
+                "node-name": self.gate.nodes.image,
                 "mountpoint": str(self.view),
                 "writable": not self.of.read_only,
             },
@@ -240,6 +248,12 @@ class Datapaths:
                 return
             if not datapath.daemon.alive or await datapath.detach(user):
                 await self._end(datapath)
+
+    def exchanged(self, datapath: Datapath, of: DatapathOf) -> None:
+        """The datapath is another VDI's from now on. Its folder keeps its name: a domain may be connected there."""
+        self._all.pop(datapath.of.vdi, None)
+        datapath.exchanged(of)
+        self._all[of.vdi] = datapath
 
     async def recover(self) -> None:
         """After a restart of the daemon: know all that live again, clear up after those that died."""

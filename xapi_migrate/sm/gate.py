@@ -16,13 +16,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+import attrs
+
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.interfaces import ImageLocation
 from xapi_migrate.sm.storage_daemon import StorageDaemon
 
-GATE = "gate"
-IMAGE = "image"
 _EIO = 5
 _WRITES = ("write", "write-zeroes", "discard")
 
@@ -32,13 +32,36 @@ class Position(Enum):
 
     SHUT = "shut"
     FENCED = "fence"
-    OPEN = "image"
+    OPEN = "open"
+
+
+@attrs.frozen
+class ImageNodes:
+    """The names of an image's nodes and of its gate's. A datapath whose image is being exchanged has two sets: QEMU
+    puts a whole tree in the place of another."""
+
+    turn: int
+
+    @property
+    def gate(self) -> str:
+        return f"gate{self.turn or ''}"
+
+    @property
+    def image(self) -> str:
+        return f"image{self.turn or ''}"
+
+    @property
+    def file(self) -> str:
+        return f"{self.image}-file"
 
 
 class Gate:
     """Every move is repeatable and starts from wherever an interrupted one stopped."""
 
-    def __init__(self, daemon: StorageDaemon, vdi: str, location: ImageLocation, size: int, read_only: bool) -> None:
+    def __init__(
+        self, daemon: StorageDaemon, vdi: str, location: ImageLocation, size: int, read_only: bool, turn: int = 0
+    ) -> None:
+        self.nodes = ImageNodes(turn)
         self._daemon = daemon
         self._vdi = vdi
         self._location = location
@@ -64,7 +87,8 @@ class Gate:
             await self.open_image()
         if position is Position.FENCED:
             await self.prepare_fence()
-        options = {key.replace("_", "-"): value for key, value in self._gate(position.value).items()}
+        child = self.nodes.image if position is Position.OPEN else position.value
+        options = {key.replace("_", "-"): value for key, value in self._gate(child).items()}
         await self._daemon.execute("blockdev-reopen", {"options": [options]})
         if position is not Position.FENCED:
             await self._daemon.drop_nodes("fence")
@@ -72,40 +96,58 @@ class Gate:
 
     async def prepare_fence(self) -> None:
         """Make what FENCED needs beforehand, the image being open: a suspended guest will wait for that move."""
-        await self._add_refusing("fence", IMAGE, _WRITES)
+        await self._add_refusing("fence", self.nodes.image, _WRITES)
 
     async def open_image(self) -> None:
         """Open the image, its format as given, never probed. SrBackendFailure."""
-        if await self._daemon.has_node(IMAGE):
+        await self.open(self.nodes, self._location)
+
+    async def open(self, nodes: ImageNodes, location: ImageLocation) -> None:
+        """Open an image under these names, if it is not open. SrBackendFailure."""
+        if await self._daemon.has_node(nodes.image):
             return
-        file = {"driver": "file", "filename": str(self._location.path)}
-        if self._location.path.is_block_device():
+        file = {"driver": "file", "filename": str(location.path)}
+        if location.path.is_block_device():
             file["driver"] = "host_device"
         try:
-            await self._daemon.add_node(node_name="image-file", discard="unmap", read_only=self._read_only, **file)
+            await self._daemon.add_node(node_name=nodes.file, discard="unmap", read_only=self._read_only, **file)
             await self._daemon.add_node(
-                driver=self._location.format.value,
-                node_name=IMAGE,
-                file="image-file",
+                driver=location.format.value,
+                node_name=nodes.image,
+                file=nodes.file,
                 discard="unmap",
                 read_only=self._read_only,
             )
-            actual = await self._daemon.virtual_size(IMAGE)
+            actual = await self._daemon.virtual_size(nodes.image)
             if actual != self._size:
-                await self.close_image()
+                await self._daemon.drop_nodes(nodes.image, nodes.file)
                 raise SrBackendFailure(
                     f"opening VDI {self._vdi}", f"its image holds {actual} bytes, {self._size} were expected"
                 )
         except QMPError as failure:
             raise SrBackendFailure(f"opening VDI {self._vdi}", str(failure)) from failure
 
+    async def open_beside(self, nodes: ImageNodes, location: ImageLocation) -> None:
+        """Another image behind an open gate of its own, which nobody uses yet. SrBackendFailure."""
+        await self.open(nodes, location)
+        await self._daemon.add_node(**self._gate(nodes.image, nodes))
+
+    async def close_beside(self, nodes: ImageNodes) -> None:
+        """Close what nobody uses any more. QMPError while somebody does."""
+        fence = [] if nodes.turn > self.nodes.turn else ["fence"]  # it is over the image that was there before
+        await self._daemon.drop_nodes(nodes.gate, *fence, nodes.image, nodes.file)
+
+    def exchanged(self, vdi: str, location: ImageLocation, nodes: ImageNodes) -> None:
+        """The other image, with its gate, is in the place of this one."""
+        self._vdi, self._location, self.nodes, self._position = vdi, location, nodes, Position.OPEN
+
     async def close_image(self) -> None:
         """Flush and close the image; nothing may use it any more."""
-        await self._daemon.drop_nodes("fence", IMAGE, "image-file")
+        await self._daemon.drop_nodes("fence", self.nodes.image, self.nodes.file)
 
     async def image_is_open(self) -> bool:
         """Whether this process holds the image."""
-        return IMAGE in await self._daemon.nodes()
+        return self.nodes.image in await self._daemon.nodes()
 
     async def _add_refusing(self, name: str, over: str, kinds: tuple[str, ...]) -> None:
         await self._daemon.add_node(
@@ -119,10 +161,10 @@ class Gate:
             read_only=self._read_only,
         )
 
-    def _gate(self, child: str) -> dict[str, Any]:
+    def _gate(self, child: str, nodes: ImageNodes | None = None) -> dict[str, Any]:
         return {
             "driver": "raw",
-            "node_name": GATE,
+            "node_name": (nodes or self.nodes).gate,
             "file": child,
             "discard": "unmap",
             "read_only": self._read_only,

@@ -171,6 +171,26 @@ class CopyStatus:
     error: str = ""
 
 
+class MoveState(Enum):
+    """NONE: no job is there."""
+
+    NONE = "none"
+    COPYING = "copying"
+    READY = "ready"
+    MOVED = "moved"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class MoveStatus:
+    """`copied` of `total` bytes; `error` a sentence when failed."""
+
+    state: MoveState
+    copied: int = 0
+    total: int = 0
+    error: str = ""
+
+
 class ISR(Interface):
     """The SM API for one attached SR. All calls are repeatable: a repeat of one that succeeded succeeds."""
 
@@ -248,3 +268,22 @@ class ISR(Interface):
     def copy_cancel(ref: str) -> Awaitable[None]:
         """Task.cancel: end the copy, whatever its state; the VDI and its domain are not disturbed. Never
         hangs, repeatable; the ref is forgotten afterwards."""
+
+
+class IMovesImages(Interface):
+    """What an SR offers in addition to ISR where the images of its VDIs may be exchanged under a running domain
+    (storage motion). `to` is the uuid of a fresh VDI of the same size in the SR `other`, which offers this too."""
+
+    def move_begin(uuid: str, other: ISR, to: str) -> Awaitable[None]:
+        """Begin to copy the VDI, attached or not. CopyFailed, SrBackendFailure, VdiInUse."""
+
+    def move_status(uuid: str, other: ISR, to: str) -> Awaitable[MoveStatus]:
+        """Where it is. CopyFailed when its datapath is gone."""
+
+    def move_pivot(uuid: str, other: ISR, to: str) -> Awaitable[None]:
+        """Put the new image in the old one's place; for who uses the VDI nothing changes. Repeatable, also after a
+        restart and when the datapath died: then the new image is whole, and nothing is to be done. CopyFailed: the old
+        image stays."""
+
+    def move_cancel(uuid: str, other: ISR, to: str) -> Awaitable[None]:
+        """End it, in whatever state before the pivot. Repeatable."""

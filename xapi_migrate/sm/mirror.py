@@ -12,7 +12,6 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from xapi_migrate.processes.qmp import Event, QMPError
 from xapi_migrate.sm.copier import EXPORT
-from xapi_migrate.sm.gate import GATE
 from xapi_migrate.sm.storage_daemon import StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 
@@ -44,8 +43,9 @@ class Mirror:
         self._waiting: list[defer.Deferred[None]] = []
         self._unwatch = daemon.qmp.watch(self._event)
 
-    async def start(self, socket: Path, size: int) -> None:
-        """Begin to copy the gate's disk of `size` bytes into the export behind the copier's `socket`. QMPError."""
+    async def start(self, device: str, socket: Path, size: int) -> None:
+        """Begin to copy the disk of `size` bytes behind the gate node `device` into the export behind the copier's
+        `socket`. QMPError."""
         try:
             await self._daemon.add_node(
                 driver="nbd",
@@ -65,7 +65,7 @@ class Mirror:
                 )
             arguments = {
                 "job-id": JOB,
-                "device": GATE,
+                "device": device,
                 "target": target,
                 "sync": "full",
                 "auto-dismiss": False,

@@ -24,13 +24,15 @@ from xapi_migrate.errors import (
     VdiMissing,
 )
 from xapi_migrate.sm.copy import Copy, CopyOf
-from xapi_migrate.sm.datapath import COPY, DOMAIN, TARGET, Datapath, DatapathOf
+from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath, DatapathOf
 from xapi_migrate.sm.interfaces import (
     ISR,
     Attachment,
     CopyState,
     CopyStatus,
+    IMovesImages,
     ISRBackend,
+    MoveStatus,
     Purpose,
     SameDiskProof,
     SRConfig,
@@ -39,13 +41,14 @@ from xapi_migrate.sm.interfaces import (
     VDIInfo,
 )
 from xapi_migrate.sm.iscsi_target import migration_id
+from xapi_migrate.sm.move import ImageMove
 from xapi_migrate.sm.same_disk import read_identity
 from xapi_migrate.sm.services import SMServices
 
 _T = TypeVar("_T")
 
 
-@implementer(ISR)
+@implementer(ISR, IMovesImages)
 class Repository:
     """One SR on this host."""
 
@@ -237,7 +240,49 @@ class Repository:
     async def copy_cancel(self, ref: str) -> None:
         await self._services.copies.forget(ref)
 
+    # -- storage motion
+
+    async def move_begin(self, uuid: str, other: ISR, to: str) -> None:
+        datapath = await self._attach(uuid, MOVE)
+        try:
+            await datapath.activate(MOVE)
+            await (await self._move(datapath, other, to)).begin()
+        except BaseException:
+            await self._services.datapaths.detach(uuid, MOVE)
+            raise
+
+    async def move_status(self, uuid: str, other: ISR, to: str) -> MoveStatus:
+        return await (await self._move(self._datapath(uuid), other, to)).status()
+
+    async def move_pivot(self, uuid: str, other: ISR, to: str) -> None:
+        datapath = self._services.datapaths.get(uuid)
+        if datapath is not None and MOVE in datapath.users:
+            await (await self._move(datapath, other, to)).pivot()
+        await self._services.datapaths.detach(to, MOVE)
+
+    async def move_cancel(self, uuid: str, other: ISR, to: str) -> None:
+        datapath = self._services.datapaths.get(uuid)
+        if datapath is not None and MOVE in datapath.users:
+            await (await self._move(datapath, other, to)).cancel()
+        await self._services.datapaths.detach(uuid, MOVE)
+
+    async def _move(self, datapath: Datapath, other: ISR, to: str) -> ImageMove:
+        if not isinstance(other, Repository):
+            raise SrBackendFailure(f"SR {other.uuid}", "its images cannot take the place of others")
+        of = await other.datapath_of(to, datapath.of.read_only)
+        services = self._services
+        return ImageMove(services.reactor, services.datapaths, datapath, of, services.timeouts)
+
     # -- parts
+
+    async def datapath_of(self, uuid: str, read_only: bool = False) -> DatapathOf:
+        """What a datapath of this VDI is for."""
+        self._require_attached()
+        info = await self._info(uuid)
+        location = await self._ask(self._backend.vdi_location(uuid), f"finding VDI {uuid}")
+        return DatapathOf(
+            self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only or info.read_only
+        )
 
     def _serve(self, secure: bool) -> Callable[..., Awaitable[TargetUrl]]:
         return self._services.nbd.add if secure else self._services.iscsi.add_lun
@@ -280,13 +325,7 @@ class Repository:
         return CopyStatus(CopyState.FINISHED, size, size, same_disk=True)
 
     async def _attach(self, uuid: str, user: str, read_only: bool = False) -> Datapath:
-        self._require_attached()
-        info = await self._info(uuid)
-        location = await self._ask(self._backend.vdi_location(uuid), f"finding VDI {uuid}")
-        of = DatapathOf(
-            self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only or info.read_only
-        )
-        return await self._services.datapaths.attach(of, user)
+        return await self._services.datapaths.attach(await self.datapath_of(uuid, read_only), user)
 
     async def _tidied(self, uuid: str) -> None:
         """What was put off for this VDI while a guest waited is done."""

@@ -1,0 +1,135 @@
+"""Storage motion inside a datapath: another VDI's image takes the place of its own while a domain uses it.
+
+    copying --(equal)--> ready --(pivot)--> moved
+       |                   |
+       +----- error, cancel ------> gone: the datapath is as before
+
+The mirror works in write-blocking mode: what the domain is told was written is in both images. From the moment at which
+it is ready the new image may therefore take over at any time, also when the process dies during the pivot; and it
+becomes ready however fast the domain writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from twisted.internet import defer, task
+from twisted.internet.error import ConnectionDone, ConnectionLost
+
+from xapi_migrate.errors import CopyFailed
+from xapi_migrate.processes.qmp import QMPError
+from xapi_migrate.sm.datapath import Datapath, DatapathOf, Datapaths
+from xapi_migrate.sm.gate import ImageNodes
+from xapi_migrate.sm.interfaces import MoveState, MoveStatus
+from xapi_migrate.sm.timeouts import SMTimeouts
+
+JOB = "move"
+_TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost)
+_LOOKS = 0.02
+
+
+class ImageMove:
+    """The move of one datapath's image to `to` (what the datapath will be for)."""
+
+    def __init__(
+        self, reactor: Any, datapaths: Datapaths, datapath: Datapath, to: DatapathOf, timeouts: SMTimeouts
+    ) -> None:
+        self._reactor = reactor
+        self._datapaths = datapaths
+        self._datapath = datapath
+        self._timeouts = timeouts
+        self._to = attrs.evolve(to, turn=datapath.of.turn + 1)
+        self._nodes = ImageNodes(self._to.turn)
+
+    async def begin(self) -> None:
+        """Open the new image and begin to copy. CopyFailed, SrBackendFailure; nothing is left of it then."""
+        daemon, gate = self._datapath.daemon, self._datapath.gate
+        try:
+            await gate.open_beside(self._nodes, self._to.location)
+            await daemon.execute(
+                "blockdev-mirror",
+                {
+                    "job-id": JOB,
+                    "device": gate.nodes.gate,
+                    "target": self._nodes.gate,
+                    "sync": "full",
+                    "copy-mode": "write-blocking",
+                    "auto-dismiss": False,
+                    "on-target-error": "report",
+                    "speed": self._timeouts.copy_speed,
+                },
+            )
+        except BaseException as failure:
+            if daemon.alive:
+                await gate.close_beside(self._nodes)
+            if isinstance(failure, _TROUBLE):
+                raise CopyFailed(self._datapath.of.vdi, str(failure)) from failure
+            raise
+
+    async def status(self) -> MoveStatus:
+        """Where it is. CopyFailed when the datapath is gone."""
+        try:
+            job = await self._datapath.daemon.job(JOB)
+        except _TROUBLE as failure:
+            raise CopyFailed(self._datapath.of.vdi, f"its datapath does not answer: {failure}") from failure
+        if job is None:
+            return MoveStatus(MoveState.NONE)
+        copied, total = int(job["current-progress"]), int(job["total-progress"])
+        if job["status"] in ("concluded", "null"):
+            error = str(job.get("error", ""))
+            return MoveStatus(MoveState.FAILED if error else MoveState.MOVED, copied, total, error)
+        return MoveStatus(MoveState.READY if job["status"] == "ready" else MoveState.COPYING, copied, total)
+
+    async def pivot(self) -> None:
+        """Ask a ready job to put the new image in the old one's place, and wait for it; after a restart, or a repeat,
+        go on from where it is. CopyFailed: the datapath has its old image."""
+        vdi = self._datapath.of.vdi
+        asked = False
+        while True:
+            now = await self.status()
+            if now.state is MoveState.MOVED:
+                break
+            if now.state in (MoveState.FAILED, MoveState.NONE):
+                raise CopyFailed(vdi, now.error or "its mirror is gone")
+            if now.state is MoveState.READY and not asked:
+                try:
+                    await self._datapath.daemon.execute("job-complete", {"id": JOB})
+                except _TROUBLE as failure:
+                    raise CopyFailed(vdi, f"its datapath does not answer: {failure}") from failure
+                asked = True
+            await task.deferLater(self._reactor, _LOOKS)
+        before = self._datapath.gate.nodes
+        self._datapaths.exchanged(self._datapath, self._to)
+        await self._tidy(before)
+
+    async def cancel(self) -> None:
+        """End it, whatever its state; the datapath keeps its old image. Not after `pivot` was asked."""
+        daemon = self._datapath.daemon
+        while daemon.alive:
+            now = await self.status()
+            if now.state not in (MoveState.COPYING, MoveState.READY):
+                break
+            try:
+                await daemon.execute("block-job-cancel", {"device": JOB, "force": True})
+            except QMPError:
+                pass  # it has ended meanwhile
+            await task.deferLater(self._reactor, _LOOKS)
+        if daemon.alive:
+            await self._tidy(self._nodes)
+
+    async def _tidy(self, nodes: ImageNodes) -> None:
+        """Forget the job and close the image that nobody uses."""
+        daemon = self._datapath.daemon
+        try:
+            await daemon.execute("job-dismiss", {"id": JOB})
+        except QMPError:
+            pass  # there is none
+        for attempt in range(100):
+            try:
+                await self._datapath.gate.close_beside(nodes)
+                return
+            except QMPError:  # the job lets go of its nodes a moment after it has concluded
+                if attempt == 99:
+                    raise
+                await task.deferLater(self._reactor, _LOOKS)
