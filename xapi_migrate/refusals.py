@@ -177,3 +177,24 @@ class NoHostsAvailable(MigrateError):
 
     code = "NO_HOSTS_AVAILABLE"
     status = 409
+
+
+@catalogue
+class VdiNeedsVm(MigrateError):
+    """The VDI {vdi} is a disk of no VM: only disks of VMs are moved."""
+
+    code = "VDI_NEEDS_VM_FOR_MIGRATE"
+    parameters = ("vdi",)
+    status = 409
+    vdi: str
+
+
+@catalogue
+class SrCannotMigrate(MigrateError):
+    """The SR {sr} cannot take part in storage motion: its backend has a way of its own to its disks."""
+
+    code = "SR_DOES_NOT_SUPPORT_MIGRATION"
+    parameters = ("sr", "capabilities")
+    status = 409
+    sr: str
+    capabilities: str = ""

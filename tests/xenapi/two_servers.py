@@ -160,7 +160,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     listeners: list[Listener] = []
     engine = Engine(host, lambda capability: build(capability, listeners, ("http",)))
     server.dispatcher.register(MigrationCalls(records, engine))
-    register_migration_calls(server, engine, host)
+    register_migration_calls(server, engine, host, toolstack, MemoryJournals())
     await engine.start(server.tasks.resume)
     server.start()
     site = server.site(MigrationTree(engine, 4 << 20, reactor))

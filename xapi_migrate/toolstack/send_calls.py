@@ -15,6 +15,7 @@ from xapi_migrate.sm.interfaces import ISR
 from xapi_migrate.store.interfaces import NULL, IRecords
 from xapi_migrate.together import started, together
 from xapi_migrate.toolstack.destination import About, Place, destination_map, read_destination
+from xapi_migrate.toolstack.motion import StorageMotion
 from xapi_migrate.toolstack.sender_checks import SenderChecks, Wish
 from xapi_migrate.uris.offer import parse
 from xapi_migrate.xenapi.calls import CallContext
@@ -94,9 +95,10 @@ class SendCalls:
 
     def __init__(
         self, records: IRecords, engine: SendingEngine, receiver: Receiver, checks: SenderChecks,
-        peers: Callable[[list[str]], IPeer],
+        peers: Callable[[list[str]], IPeer], motion: StorageMotion,
     ) -> None:  # fmt: skip
         self._records = records
+        self._motion = motion
         self._engine = engine
         self._receiver = receiver
         self._checks = checks
@@ -119,6 +121,8 @@ class SendCalls:
     ) -> None:  # fmt: skip
         wish = self._wish(vm, dest, vdi_map, vif_map, options, complete=False)
         self._checks.check(wish)
+        if wish.destination.host == self._receiver.host:
+            return  # storage motion: the VM stays, its disks go to other SRs
         peer = self._peers(list(wish.destination.uris))
         try:
             await peer.connect()  # step 1.5: the receiver is asked for a sign of life, no more
@@ -133,6 +137,9 @@ class SendCalls:
         self._checks.check(wish)
         record = self._records.get("VM", vm)
         announce(call.task, vm, record["name_label"] or record["uuid"], record["resident_on"])
+        if wish.destination.host == self._receiver.host:
+            await self._motion.move_all(vm, dict(vdi_map), call.task)
+            return vm
         return await self._engine.migrate(
             vm, list(wish.destination.uris), self._checks.moving(wish), {}, call.task, dict(vif_map)
         )

@@ -70,19 +70,28 @@ class SenderChecks:
         self.check_vm(wish.vm, record, "migrate_send")
         self._check_copy(wish, record)
         if wish.destination.host == self._host:
-            raise OperationNotAllowed(f"The VM {wish.vm} is on that host already.")
+            for vdi in wish.vdi_map:
+                self.check_motion(wish.vm, vdi)
+            if all(self._records.get("VDI", vdi)["SR"] == sr for vdi, sr in wish.vdi_map.items()):
+                raise OperationNotAllowed(f"The VM {wish.vm} is on that host already, and so are its disks.")
+            return  # it stays where it is, and only its disks go to other SRs
         about = wish.destination.about
         if about is not None:
             self._check_host(wish, record, about)
         self._check_vifs(wish, record, about)
         self._check_vdis(wish, about)
 
-    def check_vm(self, vm: str, record: Record, operation: str) -> None:
+    def check_motion(self, vm: str, vdi: str) -> None:
+        """What is in the way of moving a disk of the VM to another SR of this host."""
+        self.check_vm(vm, self._records.get("VM", vm), "migrate_send", (*MOVABLE, "Paused", "Suspended"))
+        self._check_vdi(vdi)
+
+    def check_vm(self, vm: str, record: Record, operation: str, states: tuple[str, ...] = MOVABLE) -> None:
         """What is in the VM's own way."""
         if operation in record["blocked_operations"]:
             raise OperationBlocked(vm, record["blocked_operations"][operation])
-        if record["power_state"] not in MOVABLE:
-            raise VmBadPowerState(vm, ", ".join(MOVABLE).lower(), record["power_state"].lower())
+        if record["power_state"] not in states:
+            raise VmBadPowerState(vm, ", ".join(states).lower(), record["power_state"].lower())
         for task, other in record["current_operations"].items():
             raise OtherOperationInProgress("VM", vm, other, task)
         if record["is_a_snapshot"]:

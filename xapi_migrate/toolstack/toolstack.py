@@ -8,11 +8,14 @@ from typing import Any
 
 from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
 from xapi_migrate.migration.host import Host
+from xapi_migrate.migration.journal import IJournals
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
+from xapi_migrate.toolstack.motion import StorageMotion
+from xapi_migrate.toolstack.motion_calls import MotionCalls
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.placement_calls import PlacementCalls
 from xapi_migrate.toolstack.running_records import RunningRecords
@@ -91,15 +94,21 @@ def make_toolstack(
     return Toolstack(storage, machines, operations, running)
 
 
-def register_migration_calls(server: XenAPIServer, engine: SendingEngine, host: Host) -> None:
-    """The calls of today's clients that migrate, for the same `engine` and `host` as VM.receive and VM.migrate."""
+def register_migration_calls(
+    server: XenAPIServer, engine: SendingEngine, host: Host, toolstack: Toolstack, motions: IJournals
+) -> StorageMotion:
+    """The calls of today's clients that migrate, for the same `engine` and `host` as VM.receive and VM.migrate. The
+    storage motion that they use, whose journals are `motions`."""
 
     def stream() -> str:
         return host.domains.capabilities().stream
 
     checks = SenderChecks(server.records, host.ref, stream)
     receiver = Receiver(server.records, host.ref, host.toolstack.sr, stream, host.free_memory, host.clock)
+    motion = StorageMotion(server.records, toolstack.storage, toolstack.operations, checks, motions, host.clock)
     server.dispatcher.register(
-        SendCalls(server.records, engine, receiver, checks, host.peers),
+        MotionCalls(server.records, motion),
+        SendCalls(server.records, engine, receiver, checks, host.peers, motion),
         PlacementCalls(server.records, host.ref, checks, host.free_memory),
     )
+    return motion
