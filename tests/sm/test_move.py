@@ -19,7 +19,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from tests.sm.nbd_client import NBDClient, NBDError, connect
 from tests.sm.test_restart import SLOW
 from tests.sm.two_hosts import MIB, QUICK, Host, compare, image, make_disk, make_host, open_sr
-from xapi_migrate.errors import CopyFailed, MigrateError, SrBackendFailure
+from xapi_migrate.errors import MigrateError, SrBackendFailure
 from xapi_migrate.sm.interfaces import MoveState, MoveStatus, Purpose
 from xapi_migrate.sm.repository import Repository
 from xapi_migrate.sm.services import SMServices
@@ -307,7 +307,7 @@ async def test_the_process_dies_when_all_is_ready(tmp_path: Path) -> None:
         assert guest._running is not None
         with pytest.raises((ConnectionError, NBDError, ConnectionDone, ConnectionLost)):
             await guest._running
-        with pytest.raises(CopyFailed):
+        with pytest.raises(MigrateError):
             await sr.move_status(vdi, world.other, to)
         await sr.move_pivot(vdi, world.other, to)
         guest.pages = {page: data for page, data in guest.pages.items() if page != guest.under_way}

@@ -166,9 +166,9 @@ def test_killed_at_any_moment_it_has_one_true_disk(here: World, tmp_path: Path, 
     assert here.ticks(made.uuid, here.source)
     here.source.start()
     here.source.wait_ready()
-    with here.session(here.source) as api:
-        record = api.task.get_record(task)
     moved = disks(here, made.uuid)[0]["uuid"] != made.vdis[0]
-    assert record["status"] == ("success" if moved else "failure"), record
+    with here.session(here.source) as api:
+        known = api.task.get_all_records().get(task)  # one that began in the last moment may not be in the database
+    assert known is None or known["status"] == ("success" if moved else "failure"), known
     assert here.vms(here.source)[made.uuid]["current_operations"] == {}
     goes_on(here, made, tmp_path)
