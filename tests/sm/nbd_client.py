@@ -97,6 +97,8 @@ class NBDClient(protocol.Protocol):
         self, kind: int, offset: int, length: int, data: bytes = b"", answer: int = 0
     ) -> defer.Deferred[bytes]:
         assert self.transport is not None
+        if self.lost:
+            return defer.fail(ConnectionDone())
         self._sequence += 1
         done: defer.Deferred[bytes] = defer.Deferred()
         self._pending[self._sequence] = (answer, done)

@@ -41,7 +41,7 @@ class Flushing:
     async def _flush(self, image: Path) -> None:
         while True:
             await task.deferLater(self._reactor, self._pause)
-            await self._one_at_a_time.run(threads.deferToThread, _flush, image)
+            await self._one_at_a_time.run(threads.deferToThread, flush, image)
 
     def _ended(self, vdi: str, failure: Any) -> None:
         self._running.pop(vdi, None)
@@ -49,7 +49,8 @@ class Flushing:
             self.log.warn("VDI {vdi} is not flushed while it is filled: {reason}", vdi=vdi, reason=str(failure.value))
 
 
-def _flush(image: Path) -> None:
+def flush(image: Path) -> None:
+    """What the kernel has of this file is on its disk. Blocks."""
     descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fdatasync(descriptor)

@@ -88,8 +88,7 @@ class Gate:
         if position is Position.FENCED:
             await self.prepare_fence()
         child = self.nodes.image if position is Position.OPEN else position.value
-        options = {key.replace("_", "-"): value for key, value in self._gate(child).items()}
-        await self._daemon.execute("blockdev-reopen", {"options": [options]})
+        await self._daemon.reopen_node(**self._gate(child))
         if position is not Position.FENCED:
             await self._daemon.drop_nodes("fence")
         self._position = position
@@ -111,13 +110,7 @@ class Gate:
             file["driver"] = "host_device"
         try:
             await self._daemon.add_node(node_name=nodes.file, discard="unmap", read_only=self._read_only, **file)
-            await self._daemon.add_node(
-                driver=location.format.value,
-                node_name=nodes.image,
-                file=nodes.file,
-                discard="unmap",
-                read_only=self._read_only,
-            )
+            await self._daemon.add_node(**self._image(nodes, location))
             actual = await self._daemon.virtual_size(nodes.image)
             if actual != self._size:
                 await self._daemon.drop_nodes(nodes.image, nodes.file)
@@ -131,6 +124,11 @@ class Gate:
         """Another image behind an open gate of its own, which nobody uses yet. SrBackendFailure."""
         await self.open(nodes, location)
         await self._daemon.add_node(**self._gate(nodes.image, nodes))
+
+    async def flush_beside(self, nodes: ImageNodes, location: ImageLocation) -> None:
+        """Everything that was written to that image so far is on its disk, a format's own tables too: to reopen an
+        image flushes it, and QEMU has no other command that does."""
+        await self._daemon.reopen_node(**self._image(nodes, location))
 
     async def close_beside(self, nodes: ImageNodes) -> None:
         """Close what nobody uses any more. QMPError while somebody does."""
@@ -160,6 +158,15 @@ class Gate:
             discard="unmap",  # else discards are taken for done
             read_only=self._read_only,
         )
+
+    def _image(self, nodes: ImageNodes, location: ImageLocation) -> dict[str, Any]:
+        return {
+            "driver": location.format.value,
+            "node_name": nodes.image,
+            "file": nodes.file,
+            "discard": "unmap",
+            "read_only": self._read_only,
+        }
 
     def _gate(self, child: str, nodes: ImageNodes | None = None) -> dict[str, Any]:
         return {

@@ -280,6 +280,10 @@ class IMovesImages(Interface):
     def move_status(uuid: str, other: ISR, to: str) -> Awaitable[MoveStatus]:
         """Where it is. CopyFailed when its datapath is gone."""
 
+    def move_settle(uuid: str, other: ISR, to: str) -> Awaitable[None]:
+        """Of a move that is ready: what was written so far is in the new image for good, whatever dies from here on.
+        CopyFailed."""
+
     def move_pivot(uuid: str, other: ISR, to: str) -> Awaitable[None]:
         """Put the new image in the old one's place; for who uses the VDI nothing changes. Repeatable, also after a
         restart and when the datapath died: then the new image is whole, and nothing is to be done. CopyFailed: the old

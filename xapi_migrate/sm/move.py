@@ -4,9 +4,10 @@
        |                   |
        +----- error, cancel ------> gone: the datapath is as before
 
-The mirror works in write-blocking mode: what the domain is told was written is in both images. From the moment at which
-it is ready the new image may therefore take over at any time, also when the process dies during the pivot; and it
-becomes ready however fast the domain writes.
+The mirror works in write-blocking mode: what the domain is told was written is in both images, and it becomes ready
+however fast the domain writes. `settle`, just before the pivot, puts on the new image's disk what is in it: a flush of
+the domain reaches the old image only. From then on the new image may take over, also when the process dies during the
+pivot.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from twisted.internet import defer, task
+from twisted.internet import defer, task, threads
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.datapath import Datapath, DatapathOf, Datapaths
+from xapi_migrate.sm.flushing import flush
 from xapi_migrate.sm.gate import ImageNodes
 from xapi_migrate.sm.interfaces import MoveState, MoveStatus
 from xapi_migrate.sm.timeouts import SMTimeouts
@@ -80,6 +82,16 @@ class ImageMove:
             error = str(job.get("error", ""))
             return MoveStatus(MoveState.FAILED if error else MoveState.MOVED, copied, total, error)
         return MoveStatus(MoveState.READY if job["status"] == "ready" else MoveState.COPYING, copied, total)
+
+    async def settle(self) -> None:
+        """Of a ready move: what was written so far stays in the new image, whatever dies. CopyFailed."""
+        location = self._to.location
+        # The most of it beside the domain's work, for which the reopening waits.
+        await threads.deferToThread(flush, location.path)
+        try:
+            await self._datapath.gate.flush_beside(self._nodes, location)
+        except _TROUBLE as failure:
+            raise CopyFailed(self._datapath.of.vdi, f"the new image cannot be flushed: {failure}") from failure
 
     async def pivot(self) -> None:
         """Ask a ready job to put the new image in the old one's place, and wait for it; after a restart, or a repeat,

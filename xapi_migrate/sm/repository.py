@@ -254,6 +254,9 @@ class Repository:
     async def move_status(self, uuid: str, other: ISR, to: str) -> MoveStatus:
         return await (await self._move(self._datapath(uuid), other, to)).status()
 
+    async def move_settle(self, uuid: str, other: ISR, to: str) -> None:
+        await (await self._move(self._datapath(uuid), other, to)).settle()
+
     async def move_pivot(self, uuid: str, other: ISR, to: str) -> None:
         datapath = self._services.datapaths.get(uuid)
         if datapath is not None and MOVE in datapath.users:

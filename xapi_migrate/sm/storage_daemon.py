@@ -79,11 +79,15 @@ class StorageDaemon:
 
     async def add_node(self, **options: Any) -> None:
         """blockdev-add, repeatable; underscores in names become dashes."""
-        arguments = {key.replace("_", "-"): value for key, value in options.items()}
+        arguments = _dashed(options)
         name = arguments["node-name"]
         if await self.has_node(name):
             return
         await self._change("blockdev-add", arguments, there=True)
+
+    async def reopen_node(self, **options: Any) -> None:
+        """blockdev-reopen of one node, which drains it first; names as for `add_node`."""
+        await self.execute("blockdev-reopen", {"options": [_dashed(options)]})
 
     async def drop_nodes(self, *names: str) -> None:
         """blockdev-del of those that exist, in this order."""
@@ -143,3 +147,7 @@ class StorageDaemon:
         """Stop watching; the process lives on."""
         self.qmp.close()
         self.child.abandon()
+
+
+def _dashed(options: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("_", "-"): value for key, value in options.items()}

@@ -151,6 +151,7 @@ class StorageMotion:
         while True:
             now = await mover.move_status(plan.vdi, other, plan.to)
             if now.state is MoveState.READY:
+                await mover.move_settle(plan.vdi, other, plan.to)
                 return
             if now.state is not MoveState.COPYING:
                 raise CopyFailed(plan.vdi, now.error or "its mirror ended")
