@@ -14,7 +14,8 @@ def test_a_database_that_another_process_holds_is_waited_for(tmp_path: Path) -> 
     path = tmp_path / "records.db"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("CREATE TABLE held (value INTEGER)")
-    other.execute("BEGIN EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO held VALUES (1)")
     release = threading.Timer(0.3, lambda: other.execute("COMMIT"))
     release.start()
     engine = open_engine(f"sqlite:///{path}")
