@@ -14,8 +14,9 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import defer, reactor, task
 from twisted.internet.task import Clock
 
+from tests.domains.bridges import Bridge
 from tests.domains.hosts import Hosts, sleep
-from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec, DomainState
+from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState
 from xapi_migrate.processes import child
 from xapi_migrate.testing.domain_contract import CHECKS
 from xapi_migrate.testing.fake_domains import FakeDomains
@@ -27,10 +28,14 @@ def each_check():
     return pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 
 
+MAC = "52:54:00:00:0a:01"
+
+
 class QEMUBench:
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: Hosts, here: Bridge, far: Bridge) -> None:
         self.hosts = hosts
         self.receiver = hosts.receiver
+        self.here, self.far = here, far
 
     @property
     def sender(self):
@@ -40,7 +45,17 @@ class QEMUBench:
         return self.hosts.spec(await self.hosts.disk())
 
     def there(self, spec):
-        return self.hosts.there(spec)
+        nics = tuple(_on(nic, self.here.name, self.far.name) for nic in spec.nics)
+        return attrs.evolve(self.hosts.there(spec), nics=nics)
+
+    def on_a_bridge(self, spec):
+        return attrs.evolve(spec, nics=(*spec.nics, DomainNic("0", MAC, self.here.name)))
+
+    def connected(self):
+        return len(self.here.ports()), len(self.far.ports())
+
+    def announced(self):
+        return self.here.announced(), self.far.announced()
 
     def impossible(self, spec):
         return attrs.evolve(spec, disks=(attrs.evolve(spec.disks[0], export="missing"),))
@@ -64,6 +79,11 @@ class QEMUBench:
         os.kill(process.pid, signal.SIGKILL)
 
 
+def _on(nic, here, far):
+    """The interface on the receiver's bridge, if it is on the sender's."""
+    return attrs.evolve(nic, bridge=far if nic.bridge == here else nic.bridge)
+
+
 class FakeBench:
     """Fakes, by the clock that is given."""
 
@@ -72,6 +92,8 @@ class FakeBench:
         self.driver = driver
         self.pipe = pipe
         self.here, self.far = FakeHypervisor(clock, "sender"), FakeHypervisor(clock, "receiver")
+        self.here.bridges.add("here")
+        self.far.bridges.add("far")
         self.sender, self.receiver = driver(self.here), driver(self.far)
 
     async def __aenter__(self):
@@ -90,7 +112,17 @@ class FakeBench:
         return DomainSpec(str(uuid4()), str(uuid4()), "fake", 64 << 10, 1, disks)
 
     def there(self, spec):
-        return attrs.evolve(spec, domain_id=str(uuid4()))
+        nics = tuple(_on(nic, "here", "far") for nic in spec.nics)
+        return attrs.evolve(spec, domain_id=str(uuid4()), nics=nics)
+
+    def on_a_bridge(self, spec):
+        return attrs.evolve(spec, nics=(*spec.nics, DomainNic("0", MAC, "here")))
+
+    def connected(self):
+        return self.here.connected(), self.far.connected()
+
+    def announced(self):
+        return self.here.announced, self.far.announced
 
     def impossible(self, spec):
         return attrs.evolve(spec, memory=0)
@@ -122,8 +154,9 @@ class FakeBench:
 @each_check()
 @ensureDeferred
 async def test_qemu(short_tmp: Path, check):
-    async with Hosts(short_tmp) as hosts:
-        await check(QEMUBench(hosts))
+    with Bridge() as here, Bridge() as far:
+        async with Hosts(short_tmp) as hosts:
+            await check(QEMUBench(hosts, here, far))
 
 
 @pytest.mark.system

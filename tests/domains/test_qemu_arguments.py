@@ -21,13 +21,13 @@ SPEC = DomainSpec(
         DomainDisk("1", "/sr/b.sock", "b", read_only=True, bootable=False),
         DomainDisk("0", "/sr/a.sock", "a", serial="a-serial-number-that-is-long"),
     ),
-    nics=(DomainNic("0", "52:54:00:00:00:01", tap="tap7"), DomainNic("1", "52:54:00:00:00:02")),
+    nics=(DomainNic("0", "52:54:00:00:00:01", bridge="br0"), DomainNic("1", "52:54:00:00:00:02")),
     console_path="/var/log/console, of web",
 )
 
 
 def argv(spec: DomainSpec = SPEC, incoming: bool = False) -> list[str]:
-    return arguments(spec, QEMUConfig(), incoming=incoming)
+    return arguments(spec, QEMUConfig(), incoming=incoming, taps={"0": 7})
 
 
 def after(option: str, args: list[str]) -> list[str]:
@@ -77,7 +77,7 @@ def test_no_path_of_a_disk_is_in_the_command_line():
 
 def test_network_interfaces():
     taps, interfaces = after("-netdev", argv()), after("-device", argv())[2:]
-    assert taps == ["tap,id=net0,ifname=tap7,script=no,downscript=no"]
+    assert taps == ["tap,id=net0,fd=7"]
     assert interfaces == [
         "virtio-net-pci,id=vif0,mac=52:54:00:00:00:01,addr=0x2,romfile=,netdev=net0",
         "virtio-net-pci,id=vif1,mac=52:54:00:00:00:02,addr=0x3,romfile=",

@@ -51,12 +51,14 @@ class DomainDisk:
 
 @attrs.frozen
 class DomainNic:
-    """A network interface: `device` "0"..., `mac` aa:bb:cc:dd:ee:ff, `tap` an existing tap device or
-    "" for an interface that is connected to nothing."""
+    """A network interface: `device` "0"..., `mac` aa:bb:cc:dd:ee:ff, `bridge` the bridge of the domain's host that it
+    is on or "" for an interface that is connected to nothing; `mtu` bytes. The guest sees the same hardware whether it
+    is connected or not. What is made for it on the host goes when the domain goes, however that ends."""
 
     device: str
     mac: str
-    tap: str = ""
+    bridge: str = ""
+    mtu: int = 1500
 
 
 @attrs.frozen
@@ -146,8 +148,8 @@ class IDomainDriver(Interface):
         """Let go of all domains without ending any of them."""
 
     def start(spec: DomainSpec) -> Awaitable[None]:
-        """Boot a domain; it runs when this fires. DomainError if it does not come up, and then
-        nothing is left of it."""
+        """Boot a domain; it runs when this fires. DomainError if it does not come up, for example because a bridge
+        is not there, and then nothing is left of it."""
 
     def suspend(domain_id: str, fd: int, live: bool = True) -> Awaitable[ISuspension]:
         """Begin to write the domain's memory and device state to `fd`, while it runs if `live`.
@@ -157,10 +159,12 @@ class IDomainDriver(Interface):
         """
 
     def restore(spec: DomainSpec, fd: int) -> Awaitable[IRestoration]:
-        """Build a domain from `spec` that reads its state from `fd` and ends `paused`."""
+        """Build a domain from `spec` that reads its state from `fd` and ends `paused`. Until it runs nobody on its
+        bridges hears of it."""
 
     def unpause(domain_id: str) -> Awaitable[None]:
-        """Let a paused domain run (step 5.2, after COMMIT)."""
+        """Let a paused domain run (step 5.2, after COMMIT), and announce its MAC addresses on its bridges, so that
+        what is meant for it comes here. One that runs already is announced once more."""
 
     def pause(domain_id: str) -> Awaitable[None]:
         """Stop a running domain's processors; its I/O is complete when this fires."""

@@ -101,12 +101,11 @@ class QEMUDriver:
 
     async def unpause(self, domain_id: str) -> None:
         domain = self._get(domain_id, "run")
-        if await self._only(domain, "run", DomainState.RUNNING, DomainState.PAUSED) is DomainState.RUNNING:
-            return
-        try:
-            await domain.go_on()
-        except Exception as failure:
-            raise domain.error("run", failure) from failure
+        if await self._only(domain, "run", DomainState.RUNNING, DomainState.PAUSED) is not DomainState.RUNNING:
+            try:
+                await domain.go_on()
+            except Exception as failure:
+                raise domain.error("run", failure) from failure
         self._announce(domain)
 
     async def resume(self, domain_id: str) -> None:
@@ -125,7 +124,7 @@ class QEMUDriver:
 
     def _announce(self, domain: QEMUDomain) -> None:
         """Tell the network where the guest is now; nobody waits for it."""
-        if domain.spec is None or not any(nic.tap for nic in domain.spec.nics):
+        if domain.spec is None or not any(nic.bridge for nic in domain.spec.nics):
             return
         schedule = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
         told = defer.Deferred.fromCoroutine(domain.ask("announce-self", schedule))

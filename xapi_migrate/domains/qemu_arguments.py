@@ -26,6 +26,7 @@ _GRAIN = 8 << 10
 """QEMU rounds memory up to a multiple of it."""
 
 _KVM = "/dev/kvm"
+_NO_TAPS: Mapping[str, int] = {}
 _FIRST_NIC = 2
 _FIRST_DISK = 9
 _LAST = 31
@@ -90,17 +91,12 @@ def _disk(disk: DomainDisk, boot_index: int, config: QEMUConfig) -> list[str]:
     ]
 
 
-def _nic(nic: DomainNic) -> list[str]:
+def _nic(nic: DomainNic, tap: int | None) -> list[str]:
     slot = _slot(_FIRST_NIC, _FIRST_DISK - 1, nic.device, "network interface")
     device = f"virtio-net-pci,id=vif{nic.device},mac={_plain(nic.mac, _MAC, 'MAC address')},addr={slot},romfile="
-    if not nic.tap:
+    if tap is None:
         return ["-device", device]
-    return [
-        "-netdev",
-        f"tap,id=net{nic.device},ifname={_quoted(nic.tap)},script=no,downscript=no",
-        "-device",
-        f"{device},netdev=net{nic.device}",
-    ]
+    return ["-netdev", f"tap,id=net{nic.device},fd={tap}", "-device", f"{device},netdev=net{nic.device}"]
 
 
 def _emulated(config: QEMUConfig) -> bool:
@@ -125,8 +121,9 @@ def _memory(spec: DomainSpec, config: QEMUConfig) -> int:
     return spec.memory
 
 
-def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[str]:
-    """The whole argv. ValueError when the spec asks for hardware that there is no place for."""
+def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool, taps: Mapping[str, int] = _NO_TAPS) -> list[str]:
+    """The whole argv. `taps`: the descriptors of the connected interfaces' taps, by device. ValueError when the spec
+    asks for hardware that there is no place for."""
     argv = [config.binary, "-name", f"guest={_quoted(spec.name or spec.vm_uuid)}", "-uuid", spec.vm_uuid]
     argv += ["-machine", _plain(spec.machine, _NAME, "machine type") if spec.machine else config.machine]
     argv += ["-cpu", _plain(spec.cpu, _NAME, "processor model") if spec.cpu else config.cpu]
@@ -149,7 +146,7 @@ def arguments(spec: DomainSpec, config: QEMUConfig, *, incoming: bool) -> list[s
     for boot_index, disk in enumerate(sorted(spec.disks, key=lambda disk: disk.device.rjust(10))):
         argv += _disk(disk, boot_index, config)
     for nic in spec.nics:
-        argv += _nic(nic)
+        argv += _nic(nic, taps.get(nic.device))
     if incoming:
         # -S: the domain must not run before the receiver has committed itself.
         argv += ["-S", "-incoming", "defer"]

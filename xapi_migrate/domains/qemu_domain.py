@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState
 from xapi_migrate.domains.qemu_arguments import MONITOR, arguments, disk_links
 from xapi_migrate.domains.qemu_config import QEMUConfig
+from xapi_migrate.domains.taps import close_taps, open_taps
 from xapi_migrate.errors import DomainError
 from xapi_migrate.processes import child, qmp
 from xapi_migrate.processes.in_thread import in_thread
@@ -112,9 +113,7 @@ class QEMUDomain:
         self.spec = spec
         self.known = DomainState.INCOMING if incoming else DomainState.PAUSED
         try:
-            argv = arguments(spec, self.config, incoming=incoming)
-            await in_thread(_prepare, self.folder, spec)
-            self._adopt(await child.spawn(self.reactor, self.folder, argv))
+            await self._spawn(spec, incoming)
             await self._monitor()
             if self._let_go:
                 raise ConnectionError("it was destroyed meanwhile")
@@ -124,6 +123,17 @@ class QEMUDomain:
             raise error from failure
         if not incoming and self.known is DomainState.PAUSED:
             self.known = DomainState.RUNNING
+
+    async def _spawn(self, spec: DomainSpec, incoming: bool) -> None:
+        arguments(spec, self.config, incoming=incoming)  # what it refuses is refused before anything is made
+        taps: dict[str, int] = {}
+        try:
+            await in_thread(_prepare, self.folder, spec)
+            await in_thread(open_taps, self.domain_id, spec.nics, taps)
+            argv = arguments(spec, self.config, incoming=incoming, taps=taps)
+            self._adopt(await child.spawn(self.reactor, self.folder, argv, pass_fds=tuple(taps.values())))
+        finally:
+            close_taps(taps)
 
     async def find(self) -> None:
         """Take over a domain of an earlier daemon. One that does not answer now is asked again when it is needed."""

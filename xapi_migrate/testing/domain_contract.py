@@ -10,9 +10,10 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import attrs
 from zope.interface.verify import verifyObject
 
-from xapi_migrate.domains.interfaces import DomainSpec, DomainState, IDomainDriver, IRestoration, ISuspension
+from xapi_migrate.domains.interfaces import DomainNic, DomainSpec, DomainState, IDomainDriver, IRestoration, ISuspension
 from xapi_migrate.errors import DomainError
 
 
@@ -34,6 +35,15 @@ class DomainBench(Protocol):
 
     def impossible(self, spec: DomainSpec) -> DomainSpec:
         """A spec that cannot come up."""
+
+    def on_a_bridge(self, spec: DomainSpec) -> DomainSpec:
+        """The spec with one network interface more, on a bridge of the sender's. `there` puts it on the receiver's."""
+
+    def connected(self) -> tuple[int, int]:
+        """How many interfaces are on these bridges now, at sender and receiver."""
+
+    def announced(self) -> tuple[list[str], list[str]]:
+        """The MAC addresses that announced themselves on these bridges so far, at sender and receiver."""
 
     def printed(self, *specs: DomainSpec) -> list[int]:
         """All numbers that the guest has printed, on its way through these domains."""
@@ -388,3 +398,61 @@ async def check_crash(bench: DomainBench) -> None:
     await _fails(bench.sender.resume(here.domain_id), "resume of a crashed domain")
     await bench.sender.destroy(here.domain_id)
     assert await bench.sender.state(here.domain_id) is DomainState.ABSENT
+
+
+@_check
+async def check_interfaces_are_on_bridges_as_long_as_the_domain_is_there(bench: DomainBench) -> None:
+    spec = bench.on_a_bridge(await bench.spec())
+    await bench.sender.start(spec)
+    await _ticks(bench, spec)
+    assert bench.connected() == (1, 0)
+    await bench.restart()
+    assert bench.connected() == (1, 0)
+    await bench.sender.destroy(spec.domain_id)
+    await _until(bench, lambda: bench.connected() == (0, 0), "the interface's end")
+    again = attrs.evolve(spec, domain_id=f"{spec.domain_id[:-4]}next")
+    await bench.sender.start(again)
+    assert bench.connected() == (1, 0)
+    await bench.crash(again.domain_id)
+    await _until(bench, lambda: bench.connected() == (0, 0), "the interface's end when the domain crashed")
+
+
+async def _restored(bench: DomainBench, spec: DomainSpec, wire: _Wire) -> None:
+    await (await bench.receiver.restore(spec, wire.far)).finished()
+
+
+@_check
+async def check_a_bridge_that_is_not_there(bench: DomainBench) -> None:
+    spec = await bench.spec()
+    lacking = attrs.evolve(spec, nics=(DomainNic("0", "52:54:00:0a:0b:0c", bridge="no-such-bridge"),))
+    error = await _fails(bench.sender.start(lacking), "start")
+    assert "no-such-bridge" in str(error), error
+    assert await bench.sender.domains() == []
+    with _Wire(bench) as wire:
+        await _fails(_restored(bench, bench.there(lacking), wire), "a restore without its bridge")
+    assert await bench.receiver.domains() == []
+
+
+@_check
+async def check_announced_when_it_runs_and_not_before(bench: DomainBench) -> None:
+    here = bench.on_a_bridge(await bench.spec())
+    there = bench.there(here)
+    mac = here.nics[0].mac
+    await bench.sender.start(here)
+    await _ticks(bench, here)
+    with _Wire(bench) as wire:
+        restoration = await _accept(bench, wire, there)
+        suspension = await _begin(bench, wire, here)
+        await suspension.suspended()
+        await suspension.proceed()
+        await suspension.finished()
+        await restoration.finished()
+    await bench.sleep(0.5)
+    assert mac not in bench.announced()[1], "announced before it was decided where it runs"
+    await bench.receiver.unpause(there.domain_id)
+    await _until(bench, lambda: mac in bench.announced()[1], "the announcement at the receiver")
+    assert mac not in bench.announced()[0], "announced at the sender, which it has left"
+    await _ticks(bench, here, there)
+    said = bench.announced()[1].count(mac)
+    await bench.receiver.unpause(there.domain_id)
+    await _until(bench, lambda: bench.announced()[1].count(mac) > said, "the announcement of one that runs already")

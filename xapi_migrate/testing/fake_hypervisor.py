@@ -67,6 +67,10 @@ class FakeHypervisor:
     """What each domain printed, by its id; kept when the domain is gone."""
     started: list[str] = attrs.field(factory=list)
     """The domain ids in the order in which their processors were let run, for those who check that never two do."""
+    bridges: set[str] = attrs.field(factory=set)
+    """The bridges that the host has."""
+    announced: list[str] = attrs.field(factory=list)
+    """The MAC addresses that were announced on them, in order."""
     watchers: list[Callable[[str, DomainState], None]] = attrs.field(factory=list)
 
     # -- processors ---------------------------------------------------------------------------
@@ -115,6 +119,14 @@ class FakeHypervisor:
             with console.open("a") as file:
                 file.write(f"{guest.counter}\n")
         self._schedule(guest)
+
+    # -- network ------------------------------------------------------------------------------
+
+    def connected(self) -> int:
+        """How many interfaces are on bridges."""
+        ended = (DomainState.CRASHED, DomainState.ABSENT)
+        there = [guest for guest in self.guests.values() if guest.state not in ended]
+        return sum(bool(nic.bridge) for guest in there for nic in guest.spec.nics)
 
     # -- what happens by itself ---------------------------------------------------------------
 
@@ -185,9 +197,15 @@ class FakeDriver:
             raise self.error(spec.domain_id, action, "there is a domain with this id already")
         if self.hypervisor.faults.start or spec.memory <= 0:
             raise self.error(spec.domain_id, action, self.hypervisor.faults.start or "it has no memory")
+        self._check_bridges(spec, action)
         console = self.hypervisor.consoles.setdefault(spec.domain_id, [])
         guest = self.hypervisor.guests[spec.domain_id] = FakeGuest(spec, state, printed=console)
         return guest
+
+    def _check_bridges(self, spec: DomainSpec, action: str) -> None:
+        for nic in spec.nics:
+            if nic.bridge and nic.bridge not in self.hypervisor.bridges:
+                raise self.error(spec.domain_id, action, f"this host has no bridge {nic.bridge!r}")
 
     async def start(self, spec: DomainSpec) -> None:
         known = self.hypervisor.guests.get(spec.domain_id)
@@ -196,7 +214,9 @@ class FakeDriver:
         self.hypervisor.run(self.make(spec, "start", DomainState.PAUSED))
 
     async def unpause(self, domain_id: str) -> None:
-        self.hypervisor.run(self.guest(domain_id, "run", DomainState.RUNNING, DomainState.PAUSED))
+        guest = self.guest(domain_id, "run", DomainState.RUNNING, DomainState.PAUSED)
+        self.hypervisor.run(guest)
+        self.hypervisor.announced += [nic.mac for nic in guest.spec.nics if nic.bridge]
 
     async def pause(self, domain_id: str) -> None:
         guest = self.guest(domain_id, "pause", DomainState.RUNNING, DomainState.PAUSED)
