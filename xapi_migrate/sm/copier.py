@@ -24,6 +24,8 @@ from xapi_migrate.sm.timeouts import SMTimeouts
 
 EXPORT = "lun"
 _INITIATOR = "iqn.2011-10.org.xapi-migrate:copier"
+# GnuTLS by itself takes one that copies less than half as fast.
+_CIPHERS = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
 _UNSENT = {"04", "09", "0B"}  # FIN_WAIT1, LAST_ACK, CLOSING: the kernel still has bytes or a FIN to deliver
 
 
@@ -104,6 +106,7 @@ class Copier:
             "endpoint": "client",
             "dir": str(self.folder),
             "username": url.username,
+            "priority": _CIPHERS,
         }, {
             "driver": "nbd",
             "node-name": EXPORT,
