@@ -77,6 +77,10 @@ class Config:
     metadata_limit: int = 4 << 20
     # Largest XenAPI request accepted, in bytes.
     request_limit: int = 300 << 10
+    # How many VMs this host sends at once; the others wait their turn, first come first served. 0: all at once.
+    sends_at_once: int = 3
+    # How many VMs this host receives at once; the others wait at their senders. 0: all at once.
+    receives_at_once: int = 3
     # For tests of the switch: VM.migrate then takes keep_source, which leaves the source's disks and record,
     # and leave_paused, which leaves the receiver's guest paused.
     test_options: bool = False

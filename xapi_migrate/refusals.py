@@ -190,6 +190,19 @@ class VdiNeedsVm(MigrateError):
 
 
 @catalogue
+class MigrationNotBegun(MigrateError):
+    """This host's daemon ended while the migration waited its turn. Nothing had begun, the VM is where it was: begin it
+    again."""
+
+    code = "VM_MIGRATE_FAILED"
+    status = 409
+    vm: str = ""
+
+    def failure(self) -> list[str]:
+        return [self.code, self.vm, "", "", str(self)]
+
+
+@catalogue
 class SrCannotMigrate(MigrateError):
     """The SR {sr} cannot take part in storage motion: its backend has a way of its own to its disks."""
 

@@ -55,7 +55,13 @@ ask HEAD '' --head >/dev/null
 
 # 2.1  The VM's metadata: the receiver creates a hidden VM and its disks.
 stage=begun
-ask PUT /metadata --upload-file "$metadata"
+# While others come before, it says how many (202): the same is sent again until VM and disks are there.
+behind=unknown
+while [ -n "$behind" ]; do
+    answer=$(ask PUT /metadata --upload-file "$metadata")
+    behind=$(echo "$answer" | field behind)
+    [ -z "$behind" ] || sleep 1
+done
 
 number=0
 for image; do

@@ -158,6 +158,7 @@ class Receiving:
         self.answer = Answer(Outcome.OPEN)
         self.error: MigrateError | Exception | None = None
         self.reader = Reader()
+        self.behind = 0
         self.password = "chap-secret-123"
 
     def _note(self, *event: Any) -> None:
@@ -171,8 +172,9 @@ class Receiving:
     def status(self) -> dict[str, Any]:
         return {"version": 1, "state": "WaitingForMetadata", "step": "1.2", "progress": 0.0}
 
-    async def put_metadata(self, document: bytes) -> None:
+    async def put_metadata(self, document: bytes) -> int:
         self._note("metadata", document)
+        return self.behind
 
     async def get_disk(self, number: int, address: str) -> DiskOffer:
         self._note("disk", number, address)

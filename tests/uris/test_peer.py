@@ -144,6 +144,19 @@ async def test_the_whole_conversation(served, scheme):
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_receiver_that_is_busy_says_how_many_come_before(served):
+    peer = peer_of(served.http)
+    served.receiving.behind = 3
+    assert await peer.put_metadata(b"<ova/>") == 3
+    served.receiving.behind = 0
+    assert await peer.put_metadata(b"<ova/>") == 0
+    for nonsense in (-1, "many", True, 1 << 40):
+        served.receiving.behind = nonsense
+        await fails(peer.put_metadata(b"<ova/>"), PeerSilent)
+    peer.close()
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_aborted_migration(served):
     peer = peer_of(served.http)
     assert await peer.delete() == Answer(Outcome.ABORTED, "the sending host gave the migration up")

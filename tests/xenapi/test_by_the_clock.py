@@ -87,6 +87,16 @@ def test_a_task_is_cancelled_exactly_while_it_can_be(records: Records) -> None:
         task.cancel()
 
 
+def test_a_daemon_that_ended_fails_what_it_was_at_and_says_what_had_not_begun(records: Records) -> None:
+    earlier = Tasks(records, Clock())
+    working, waiting = earlier.begin("t"), earlier.begin("t")
+    waiting.set_other("waiting", "to be sent")
+    Tasks(records, Clock()).fail_orphans()
+    assert records.get("task", working.ref)["error_info"][0] == "INTERNAL_ERROR"
+    told = records.get("task", waiting.ref)["error_info"]
+    assert told[0] == "VM_MIGRATE_FAILED" and "Nothing had begun" in told[4]
+
+
 def test_a_pending_task_that_is_destroyed_goes_when_it_ends(records: Records) -> None:
     tasks = Tasks(records, Clock())
     task = tasks.begin("t")

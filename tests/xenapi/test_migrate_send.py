@@ -355,3 +355,34 @@ async def test_every_call_has_its_place_in_the_documentation(tmp_path: Path) -> 
             if not re.search(rf"\b{message}\b", of_class) and name not in refused:
                 missing.append(name)
         assert missing == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_its_turn_says_so_and_can_be_cancelled(tmp_path: Path) -> None:
+    """As a client sees it, over HTTP between the hosts: three go, the others know behind how many they wait."""
+    async with two_servers(tmp_path) as world:
+        here, there = world.source, world.destination
+        sr, to = await here.new_sr(), await there.new_sr()
+        here.slow()
+        tasks = []
+        for _ in range(5):
+            vm = await here.new_vm(sr)
+            vdis, vifs = here.maps(vm, to, there.network)
+            dest = await migrate_receive(there)
+            tasks.append(await here.call("Async.VM.migrate_send", vm, dest, True, vdis, vifs, {}, {}))
+
+        def told() -> list[tuple[str, str]]:
+            other = [here.records.get("task", ref)["other_config"] for ref in tasks]
+            return [(one.get("waiting", ""), one.get("behind", "")) for one in other]
+
+        expected = [("", "")] * 3 + [("to be sent", "3"), ("to be sent", "4")]
+        await world.until(lambda: told() == expected, str(told()))
+        await world.until(lambda: len(there.records.refs("VM")) == 3)
+        assert here.records.get("task", tasks[3])["allowed_operations"] == ["cancel"]
+        await here.call("task.cancel", tasks[3])
+        await world.until(lambda: here.records.get("task", tasks[3])["status"] == "cancelled")
+        await world.until(lambda: told()[4] == ("to be sent", "3"))
+        for ref in (*tasks[:3], tasks[4]):
+            await here.call("task.cancel", ref)
+        await world.until(lambda: all(here.records.get("task", ref)["status"] != "pending" for ref in tasks))
+        assert len(here.hypervisor.guests) == 5

@@ -93,7 +93,10 @@ class Migration:
         while True:
             task = self._look(watch, poll)
             other = task["other_config"]
-            self._shown = Progress(float(task["progress"]), other.get("step", ""), other.get("in_doubt", ""))
+            step = other.get("step", "")
+            if "waiting" in other:
+                step = f"waits {other['waiting']}, behind {other.get('behind', 'others')}"
+            self._shown = Progress(float(task["progress"]), step, other.get("in_doubt", ""))
             watch(self._shown)
             if task["status"] not in ("pending", "cancelling"):
                 break

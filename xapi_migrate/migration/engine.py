@@ -11,20 +11,24 @@ from zope.interface import implementer
 
 from ..domains.interfaces import DomainState
 from ..errors import DomainError, OperationNotAllowed, UriInvalid, VmBadPowerState
+from ..moment import Moment
+from ..refusals import MigrationNotBegun
 from ..steps import Step
-from ..store.interfaces import NULL
+from ..store.interfaces import NULL, Record
 from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from .host import Host, TaskHandle
 from .incoming import Incoming, Plan
-from .interfaces import IOffers, IReceiving, Outcome
+from .interfaces import IOffers, IPeer, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
 from .outgoing import Outgoing, begun_entry, check_options, from_journal, outgoing_disks
 from .phase5_completion import Farewell
+from .queue import Queue, Turn
 from .receiving import Receiving
 from .sending import Sending
 from .story import Story
+from .waiting import tell_place, wait_for_turn
 
 log = Logger()
 MOST_URIS = 16
@@ -39,6 +43,9 @@ class Engine:
         self._uris_of = uris_of
         self._incoming: dict[str, Receiving] = {}
         self._outgoing: dict[str, Sending] = {}
+        self._waiting: set[Moment[None]] = set()
+        self._sends = Queue(host.config.sends_at_once)
+        self._receives = Queue(host.config.receives_at_once)
         self._later: set[defer.Deferred[None]] = set()
         host.later = self._let_go_on
         host.domains.watch(self._domain_changed)
@@ -64,7 +71,7 @@ class Engine:
             digest=capability.digest.hex(),
             options=options,
         )
-        receiving = self._incoming[incoming.digest] = Receiving(incoming, self._forget_incoming)
+        receiving = self._incoming[incoming.digest] = Receiving(incoming, self._receives, self._forget_incoming)
         receiving.offer()
         return self._uris_of(capability)
 
@@ -77,14 +84,11 @@ class Engine:
         task: TaskHandle,
         vif_to_network: dict[str, str] | None = None,
     ) -> str:
-        """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first.
+        """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first;
+        then it waits its turn.
         A VIF that `vif_to_network` does not name goes to the receiver's network of the same name."""
         host = self._host
-        record = host.records.get("VM", vm)
-        if record["is_a_template"] or record["is_control_domain"]:
-            raise OperationNotAllowed(f"The VM {vm} is a template or a control domain, which cannot be migrated.")
-        if record["power_state"] not in ("Running", "Halted"):
-            raise VmBadPowerState(vm, "running, halted", record["power_state"].lower())
+        self._check(vm)
         check_options(options, host.config.test_options)
         if not uris:
             raise UriInvalid("an empty list", "VM.receive on the receiving host gives the URIs")
@@ -92,13 +96,17 @@ class Engine:
             raise UriInvalid(f"a list of {len(uris)}", f"at most {MOST_URIS} are tried")
         peer = host.peers(uris)
         migration = str(uuid4())
+        story = Story(host.clock, "sender", migration, host.stories)
         host.toolstack.begin_operation(vm, "migrate_send", task.ref)
+        turn = self._sends.join(lambda behind: tell_place(task, "to be sent", behind))
         try:
+            await self._wait(turn, task, peer, story)
+            record = self._check(vm)  # it may have shut down meanwhile
             outgoing = Outgoing(
                 id=migration,
                 host=host,
                 task=task,
-                story=Story(host.clock, "sender", migration, host.stories),
+                story=story,
                 journal=host.journals.begin("sender", migration),
                 peer=peer,
                 uris=uris,
@@ -111,16 +119,35 @@ class Engine:
                 vdi_to_sr=vdi_to_sr,
                 vif_to_network=vif_to_network or {},
                 options=options,
+                turn=turn,
             )
-            outgoing.story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
+            story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
             await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
         except BaseException:
             host.toolstack.end_operation(vm, task.ref)
             peer.close()
+            turn.end()
             raise
         sending = self._follow(outgoing)
         sending.begin()
         return await sending.ended.wait()
+
+    def _check(self, vm: str) -> Record:
+        """The record of a VM that can be sent. OperationNotAllowed, VmBadPowerState."""
+        record = self._host.records.get("VM", vm)
+        if record["is_a_template"] or record["is_control_domain"]:
+            raise OperationNotAllowed(f"The VM {vm} is a template or a control domain, which cannot be migrated.")
+        if record["power_state"] not in ("Running", "Halted"):
+            raise VmBadPowerState(vm, "running, halted", record["power_state"].lower())
+        return record
+
+    async def _wait(self, turn: Turn, task: TaskHandle, peer: IPeer, story: Story) -> None:
+        over: Moment[None] = Moment()
+        self._waiting.add(over)
+        try:
+            await wait_for_turn(self._host, turn, task, peer, story, over)
+        finally:
+            self._waiting.discard(over)
 
     # -- IOffers ------------------------------------------------------------------------------
 
@@ -143,7 +170,9 @@ class Engine:
                 log.failure("could not take up migration {id} ({role})", id=journal.migration, role=journal.role)
 
     async def stop(self) -> None:
-        """Let go of everything, undo nothing."""
+        """Let go of everything, undo nothing. What waits its turn ends, for it could not be found again."""
+        for over in list(self._waiting):
+            over.fail(MigrationNotBegun())
         for sending in list(self._outgoing.values()):
             sending.let_go()
         for receiving in list(self._incoming.values()):
@@ -170,7 +199,7 @@ class Engine:
             incoming.task = task_of(begun.get("task", ""), f"VM.receive: {plan.name or plan.final_uuid}")
             if plan.vm in self._host.records.refs("VM"):
                 self._host.toolstack.retake_operation(plan.vm, "import", incoming.task.ref)
-        receiving = self._incoming[begun["digest"]] = Receiving(incoming, self._forget_incoming)
+        receiving = self._incoming[begun["digest"]] = Receiving(incoming, self._receives, self._forget_incoming)
         receiving.recover()
         await receiving.taken_up()
 

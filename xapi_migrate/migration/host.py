@@ -25,7 +25,7 @@ class TaskHandle(Protocol):
         """0..1; never goes back."""
 
     def set_other(self, key: str, value: str) -> None:
-        """A key of other_config."""
+        """A key of other_config; an empty value takes it away."""
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
         """While set, the task can be cancelled."""

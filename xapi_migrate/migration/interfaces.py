@@ -91,8 +91,9 @@ class IPeer(Interface):
     def fail_over() -> Awaitable[bool]:
         """Try the other URIs; True when another one has become the current one."""
 
-    def put_metadata(document: bytes) -> Awaitable[None]:
-        """Step 2.1. Repeating it with the same document changes nothing."""
+    def put_metadata(document: bytes) -> Awaitable[int]:
+        """Step 2.1. 0 when the receiver has everything ready; else it has kept the document, so many migrations come
+        before this one there, and the same is to be sent again. Repeating it with the same document changes nothing."""
 
     def get_disk(number: int) -> Awaitable[DiskOffer]:
         """Steps 2.2, 2.4. A repeat gives the same VDI, and a URL at the address now in use."""
@@ -128,8 +129,9 @@ class IReceiving(Interface):
     def status() -> dict[str, Any]:
         """GET base: protocol version, state, last step, outcome, number of disks; for people and scripts."""
 
-    def put_metadata(document: bytes) -> Awaitable[None]:
-        """Step 2.1. ImportError_, VdiNotInMap, SrFull, NotEnoughMemory, IncompatibleHost, OfferTaken."""
+    def put_metadata(document: bytes) -> Awaitable[int]:
+        """Step 2.1: 0 when VM and VDIs exist; how many migrations come before this one if, after a moment, it still
+        waits for them. ImportError_, VdiNotInMap, SrFull, NotEnoughMemory, IncompatibleHost, OfferTaken."""
 
     def get_disk(number: int, address: str) -> Awaitable[DiskOffer]:
         """Steps 2.2 to 2.5; `address` is the local address on which the request arrived. WrongMoment before the

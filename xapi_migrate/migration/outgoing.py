@@ -14,6 +14,7 @@ from ..sm.interfaces import ISR, CopyState, CopyStatus
 from .host import Host, TaskHandle, Toolstack
 from .interfaces import DiskOffer, IPeer
 from .journal import IJournal, Mark, data_of
+from .queue import Turn
 from .story import Story
 
 DISK_FIELDS = ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
@@ -62,6 +63,8 @@ class Outgoing:
     vdi_to_sr: dict[str, str]
     vif_to_network: dict[str, str]
     options: dict[str, str]
+    turn: Turn | None = None
+    """Its turn among this host's migrations; None after a restart, when it only ends."""
     suspension: ISuspension | None = None
     memory_put: defer.Deferred[None] | None = None
     suspended_at: float | None = None
@@ -69,6 +72,11 @@ class Outgoing:
     @property
     def keep_source(self) -> bool:
         return self.options.get("keep_source") == "true"
+
+    def end_turn(self) -> None:
+        """The next one may begin: there is nothing more to transfer."""
+        if self.turn is not None:
+            self.turn.end()
 
     def progress(self) -> None:
         """Tell the task how far it is: bytes copied and sent of all there are, within what the phases before and

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from twisted.internet import task
+
 from ..errors import CopyFailed
 from ..steps import Step
 from .metadata_export import export_vm
 from .outgoing import Outgoing
+from .waiting import tell_place
+
+
+async def _put_metadata(migration: Outgoing, document: bytes) -> None:
+    """Again and again while other migrations come before this one at the receiver."""
+    try:
+        while behind := await migration.peer.put_metadata(document):
+            tell_place(migration.task, f"to be received by {migration.peer.destination}", behind)
+            migration.story.note(f"waits behind {behind} other migrations to the receiver")
+            await task.deferLater(migration.host.clock, migration.host.config.times.poll)
+    finally:
+        tell_place(migration.task, "", 0)
 
 
 async def prepare(migration: Outgoing) -> None:
@@ -24,7 +38,7 @@ async def prepare(migration: Outgoing) -> None:
         {**about, "leave_paused": migration.options.get("leave_paused") == "true"},
     )
     migration.story.step(Step.PUT_METADATA, f"{len(document)} bytes of metadata")
-    await migration.peer.put_metadata(document)
+    await _put_metadata(migration, document)
     for disk in migration.disks:
         first = disk.number == 0
         migration.story.step(Step.GET_DISK if first else Step.GET_DISK_NEXT, f"GET disk/{disk.number}")

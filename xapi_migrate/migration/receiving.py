@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from ..errors import HandleInvalid, MigrationAborted, OfferTaken, TaskCancelled, WrongMoment
 from ..moment import Moment
+from ..together import started, unless
 from . import phase2_receiving, phase4_receiving, phase5_receiving
 from .heartbeat import Listening
 from .incoming import Incoming
@@ -20,18 +21,25 @@ from .journal import LONGEST_REASON, Mark, data_of, marked, note_end
 from .machine_state import state_of
 from .metadata_import import import_vm
 from .one_work import OneWork
+from .queue import Queue, Turn
 from .receiver import IReceiverWork, build_receiver
 from .undo import surely
+from .waiting import tell_place
 
 log = Logger()
+HOLD = 4
+"""A PUT metadata that waits its turn is answered after so many times `poll`."""
 
 
 @implementer(IReceiverWork, IReceiving)
 class Receiving:
-    """One incoming migration from offer to acknowledgement; `forget` is called when nobody will ask any more."""
+    """One incoming migration from offer to acknowledgement; `forget` is called when nobody will ask any more.
+    Once its metadata has come it waits its turn in `queue`."""
 
-    def __init__(self, migration: Incoming, forget: Callable[[Receiving], None]) -> None:
+    def __init__(self, migration: Incoming, queue: Queue, forget: Callable[[Receiving], None]) -> None:
         self.migration = migration
+        self._queue = queue
+        self._turn: Turn | None = None
         self.takes_socket = migration.host.domains.capabilities().takes_socket
         self._forget = forget
         self._machine = build_receiver(self)
@@ -111,6 +119,9 @@ class Receiving:
 
     def touch(self) -> None:
         self._listening.touch()
+        if self._expiry is not None and self._expiry.active():
+            # A sender that waits its own turn keeps its offer by HEAD.
+            self._expiry.reset(self.migration.host.config.times.offer)
 
     def status(self) -> dict[str, Any]:
         story = self.migration.story
@@ -119,10 +130,11 @@ class Receiving:
             "state": self.state,
             "step": story.last.id if story.last else "",
             "outcome": self._answer.outcome.value,
+            "behind": self._turn.behind if self._turn else 0,
             "disks": len(self.migration.plan.disks) if self.migration.plan else None,
         }
 
-    async def put_metadata(self, document: bytes) -> None:
+    async def put_metadata(self, document: bytes) -> int:
         if self._document is None:
             self.migration.vm = import_vm(document)
             self._document = document
@@ -132,7 +144,11 @@ class Receiving:
             self._machine.put_metadata()
         elif document != self._document:
             raise OfferTaken
+        if await self._waits():
+            assert self._turn is not None
+            return self._turn.behind
         await self._prepared.wait()
+        return 0
 
     async def get_disk(self, number: int, address: str) -> DiskOffer:
         plan = self.migration.plan
@@ -184,7 +200,7 @@ class Receiving:
                 self._machine.prepared_at_rest()
             self._prepared.happen(None)
 
-        self._do(phase2_receiving.prepare(self.migration), then)
+        self._do(self._prepare(), then)
 
     def receive_memory(self) -> None:
         def then() -> None:
@@ -205,7 +221,15 @@ class Receiving:
 
         self._do(self.migration.journal.record(Mark.COMMITTED), written, self._machine.undecidable)
 
+    async def _prepare(self) -> None:
+        turn = self._turn = self._queue.join(self._told_place)
+        if not turn.has_come:
+            await turn.wait()
+            self._told_place(0)
+        await phase2_receiving.prepare(self.migration)
+
     def complete(self) -> None:
+        self._end_turn()
         self._answer = Answer(Outcome.COMMITTED)
         self._taken_up.happen(None)
         self._listening.stop()
@@ -227,6 +251,8 @@ class Receiving:
         self._do(surely(self.migration.host, self.migration.story, "complete", complete), then)
 
     def shut(self, reason: Exception) -> None:
+        if self._turn is not None and not self._turn.has_come:
+            self._end_turn()
         self._reason = reason
         self._listening.stop()
         self._stop_cancelling()
@@ -260,6 +286,7 @@ class Receiving:
         self._taken_up.happen(None)
 
         def then() -> None:
+            self._end_turn()
             self._end_task(self._reason)
             self._machine.cleaned()
             self._end_if_acknowledged()
@@ -267,6 +294,7 @@ class Receiving:
         self._do(phase5_receiving.clean_up(self.migration), then, lambda _: then())
 
     def decide_nothing(self) -> None:
+        self._end_turn()
         self.migration.story.note(
             "nothing can be decided before this daemon is restarted: its journal cannot be written"
         )
@@ -286,6 +314,31 @@ class Receiving:
         self, work: Awaitable[None], then: Callable[[], None], otherwise: Callable[[Exception], None] | None = None
     ) -> None:
         self._work.do(work, then, otherwise or self._machine.failed)
+
+    async def _waits(self) -> bool:
+        """Whether other migrations still come before this one after a moment."""
+        if self._turn is None or self._turn.has_come:
+            return False
+        host, refused = self.migration.host, self._prepared.wait()
+        try:
+            turn = started(unless(self._turn.wait(), refused))
+            await turn.addTimeout(HOLD * host.config.times.poll, host.clock)
+        except defer.TimeoutError:
+            return True
+        finally:
+            refused.addErrback(lambda _: None)
+            refused.cancel()
+        return False
+
+    def _told_place(self, behind: int) -> None:
+        if behind:
+            self.migration.story.note(f"waits behind {behind} other migrations to this host")
+        if self.migration.task is not None:
+            tell_place(self.migration.task, "to be received", behind)
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
 
     def _begin_task(self) -> None:
         vm = self.migration.vm

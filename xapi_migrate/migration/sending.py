@@ -126,12 +126,14 @@ class Sending:
         self._do(self.migration.journal.record(Mark.DONE, same_disks=same), written)
 
     def say_done(self) -> None:
+        self.migration.end_turn()
         self._decide(phase5_completion.say_done(self.migration))
 
     def ask(self) -> None:
         self._decide(phase5_completion.ask(self.migration))
 
     def withdraw(self, reason: Exception | None) -> None:
+        self.migration.end_turn()
         self._reason = self._reason or reason
         self._decide(phase5_completion.withdraw(self.migration))
 
@@ -237,6 +239,7 @@ class Sending:
             self.migration.task.set_other("downtime_ms", f"{seconds * 1000:.0f}")
 
     def _end(self) -> None:
+        self.migration.end_turn()
         self._stop_all()
         self.migration.host.toolstack.end_operation(self.migration.vm, self.migration.task.ref)
         if not self._forgetful:

@@ -138,8 +138,8 @@ class DirectPeer:
     async def fail_over(self) -> bool:
         return False
 
-    async def put_metadata(self, document: bytes) -> None:
-        await self._wire.carry("PUT metadata", lambda: self._find("PUT metadata").put_metadata(document))
+    async def put_metadata(self, document: bytes) -> int:
+        return await self._wire.carry("PUT metadata", lambda: self._find("PUT metadata").put_metadata(document))
 
     async def get_disk(self, number: int) -> DiskOffer:
         name = f"GET disk/{number}"

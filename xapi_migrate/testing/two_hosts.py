@@ -77,6 +77,8 @@ class SimTask:
 
     def set_other(self, key: str, value: str) -> None:
         self.other[key] = value
+        if not value:
+            del self.other[key]
         if key == "step":
             self.at_step(value)
 

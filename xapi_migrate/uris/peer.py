@@ -109,11 +109,17 @@ class HttpPeer:
 
     # -- preparation ---------------------------------------------------------------------------
 
-    async def put_metadata(self, document: bytes) -> None:
+    async def put_metadata(self, document: bytes) -> int:
         """Step 2.1."""
         response = await self._request("PUT", "/metadata", self._times.request, document)
+        if response.status == 202:
+            try:
+                return wire.read_waiting(response.body)
+            except wire.Malformed as why:
+                raise PeerSilent(self._named("PUT", "/metadata"), f"its answer cannot be read ({why})") from None
         if response.status != 200:
             raise refusal(self._named("PUT", "/metadata"), response)
+        return 0
 
     async def get_disk(self, number: int) -> DiskOffer:
         """Steps 2.2, 2.4."""

@@ -54,6 +54,18 @@ def read_answer(body: bytes) -> Answer:
     return Answer(Outcome(outcome), plain(value.get("reason", "")))
 
 
+def waiting_body(behind: int) -> bytes:
+    return encode({"behind": behind})
+
+
+def read_waiting(body: bytes) -> int:
+    """How many migrations a receiver still has before this one: 1 at least."""
+    behind = decode(body).get("behind")
+    if type(behind) is not int or not 0 < behind < 1 << 20:
+        raise Malformed("it does not say how many come before")
+    return behind
+
+
 def disk_body(offer: DiskOffer) -> bytes:
     """Contains the CHAP password: never cached, never logged."""
     proof = offer.proof

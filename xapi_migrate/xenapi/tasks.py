@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xapi_migrate.errors import HandleInvalid, InternalError, MigrateError, OperationNotAllowed, TaskCancelled
+from xapi_migrate.refusals import MigrationNotBegun
 from xapi_migrate.store.interfaces import NULL, IRecords
 from xapi_migrate.xenapi import wire
 
@@ -48,10 +49,12 @@ class Task:
             self._records.update("task", self.ref, progress=float(min(progress, 1.0)))
 
     def set_other(self, key: str, value: str) -> None:
-        """A key of other_config."""
+        """A key of other_config; an empty value takes it away."""
         if self.pending:
             known = self._records.get("task", self.ref)["other_config"]
-            self._records.update("task", self.ref, other_config={**known, key: value})
+            changed = {**known, key: value} if value else {k: v for k, v in known.items() if k != key}
+            if changed != known:
+                self._records.update("task", self.ref, other_config=changed)
 
     def step(self, text: str) -> None:
         """What is being done now, for people (name_description)."""
@@ -163,8 +166,13 @@ class Tasks:
     def fail_orphans(self) -> None:
         """Once at start, after all work of an earlier daemon was taken up: the others have nobody who works on them."""
         for ref in self._records.find("task", status=PENDING):
-            if ref not in self._live and not self._records.get("task", ref).get("_by_client"):
-                self._of(ref).fail(InternalError("The daemon ended while this task was under way."))
+            record = self._records.get("task", ref)
+            if ref in self._live or record.get("_by_client"):
+                continue
+            waited = "waiting" in record["other_config"]
+            self._of(ref).fail(
+                MigrationNotBegun() if waited else InternalError("The daemon ended while this task was under way.")
+            )
 
     def discard(self, ref: str) -> None:
         """task.destroy: at once, or when it is over."""
