@@ -50,6 +50,9 @@ class Config:
     domains: str = "qemu"
     # QEMU's accelerators in order of preference; the first that it can open is used. "kvm, tcg" on a host with KVM.
     accelerators: tuple[str, ...] = ("tcg",)
+    # What becomes of a VIF whose network is on a bridge that this host has not, or may not use: refuse, so that the VM
+    # does not start here and is not received; disconnect, so that it runs with an interface that leads nowhere.
+    without_bridge: str = "refuse"
     # Addresses that URIs are offered on; empty: those that `listen` names.
     addresses: tuple[str, ...] = ()
     # Schemes that URIs are offered with, in this order. http moves memory and disks in clear.

@@ -29,6 +29,7 @@ from .sm.interfaces import ISR, ISRBackend, SRConfig
 from .sm.repository import Repository
 from .sm.services import SMServices
 from .store.records import Records
+from .toolstack.bridges import LinuxBridges
 from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
@@ -112,7 +113,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     users = config.users or str(state_dir / "users")
     server = make_server(records, [PasswordFile(state_dir / users, reactor)], reactor, lambda: host)
     daemon.closes(server.stop)
-    toolstack = make_toolstack(server, drivers, _make_sr(services), domains, host, state_dir, reactor)
+    toolstack = make_toolstack(
+        server, drivers, _make_sr(services), domains, LinuxBridges(), host, state_dir, reactor, config.without_bridge
+    )
     daemon.closes(toolstack.close)
     await toolstack.open()
 

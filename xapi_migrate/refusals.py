@@ -130,6 +130,31 @@ class HostCannotAttachNetwork(MigrateError):
 
 
 @catalogue
+class BridgeNotAvailable(MigrateError):
+    """The bridge {bridge} of network {network} cannot be used on this host: {reason}"""
+
+    code = "BRIDGE_NOT_AVAILABLE"
+    parameters = ("bridge",)
+    status = 409
+    bridge: str
+    network: str
+    reason: str
+
+
+@catalogue
+class NetworkInUse(MigrateError):
+    """The network {network} has {field}: {refs}"""
+
+    status = 409
+    network: str
+    field: str
+    refs: tuple[str, ...]
+
+    def failure(self) -> list[str]:
+        return [f"NETWORK_CONTAINS_{self.field.removesuffix('s')}", *self.refs]
+
+
+@catalogue
 class PifHasNoConfiguration(MigrateError):
     """The interface {pif} has no network configuration."""
 

@@ -15,6 +15,7 @@ from xapi_migrate.errors import InvalidValue
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISMDriver, SRConfig
 from xapi_migrate.store.records import Records
+from xapi_migrate.testing.fake_bridges import FakeBridges
 from xapi_migrate.testing.fake_domains import FakeDomains
 from xapi_migrate.testing.fake_hypervisor import FakeHypervisor
 from xapi_migrate.testing.fake_sm import FakeSR, FakeStorage
@@ -87,7 +88,9 @@ class SmallHost:
 
 
 @asynccontextmanager
-async def small_host(tmp_path: Path, world: World | None = None) -> AsyncIterator[SmallHost]:
+async def small_host(
+    tmp_path: Path, world: World | None = None, without_bridge: str = "refuse"
+) -> AsyncIterator[SmallHost]:
     world = world or World()
     records = Records(data_model(), reactor, f"sqlite:///{tmp_path}/records.db")
     await records.open()
@@ -96,7 +99,9 @@ async def small_host(tmp_path: Path, world: World | None = None) -> AsyncIterato
     server = make_server(records, [], reactor, lambda: host)
     domains = FakeDomains(world.hypervisor)
     await domains.open()
-    toolstack = make_toolstack(server, drivers, world.make_sr, domains, host, tmp_path, reactor)
+    toolstack = make_toolstack(
+        server, drivers, world.make_sr, domains, FakeBridges(world.hypervisor), host, tmp_path, reactor, without_bridge
+    )
     await toolstack.open()
     server.tasks.fail_orphans()
     await toolstack.machines.resync()

@@ -386,3 +386,36 @@ async def test_what_waits_its_turn_says_so_and_can_be_cancelled(tmp_path: Path) 
             await here.call("task.cancel", ref)
         await world.until(lambda: all(here.records.get("task", ref)["status"] != "pending" for ref in tasks))
         assert len(here.hypervisor.guests) == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_interfaces_come_to_the_bridge_of_the_mapped_network_and_are_announced(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as world:
+        here, there = world.source, world.destination
+        vm = await here.new_vm(await here.new_sr())
+        [vif] = here.records.get("VM", vm)["VIFs"]
+        mac = here.records.get("VIF", vif)["MAC"]
+        network = await there.call("network.create", {"name_label": "n", "bridge": "br3", "managed": True})
+        vdi_map, vif_map = here.maps(vm, await there.new_sr(), network)
+        arguments = (vm, await migrate_receive(there), True, vdi_map, vif_map, {})
+        there.hypervisor.bridges.clear()
+        lacking = (vm, await migrate_receive(there), True, vdi_map, vif_map, {})
+        for method in ("VM.assert_can_migrate", "VM.migrate_send"):
+            assert await failure(here, method, *lacking) == ["HOST_CANNOT_ATTACH_NETWORK", there.host, network]
+        # it was there when the sender looked, and is gone when the receiver does
+        assert await failure(here, "VM.migrate_send", *arguments) == ["BRIDGE_NOT_AVAILABLE", "br3"]
+        assert there.records.refs("VM") == there.records.refs("VDI") == []
+        assert here.records.get("VM", vm)["power_state"] == "Running"
+        other = await there.new_vm(await there.new_sr(), running=False)
+        await there.call("VIF.create", {"VM": other, "network": network, "device": "1"})
+        assert await failure(there, "VM.assert_can_boot_here", other, there.host) == [
+            "VM_REQUIRES_NETWORK", other, network
+        ]  # fmt: skip
+        there.hypervisor.bridges.add("br3")
+        assert await there.call("VM.assert_can_boot_here", other, there.host) is None
+        moved = await here.call("VM.migrate_send", vm, await migrate_receive(there), True, vdi_map, vif_map, {})
+        [guest] = there.hypervisor.guests.values()
+        assert [(nic.mac, nic.bridge) for nic in guest.spec.nics] == [(mac, "br3")]
+        assert there.hypervisor.announced == [mac] and here.hypervisor.announced == []
+        [vif] = there.records.get("VM", moved)["VIFs"]
+        assert there.records.get("VIF", vif)["currently_attached"]

@@ -19,6 +19,7 @@ from xapi_migrate.migration.host import Host
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import SRConfig
 from xapi_migrate.store.records import Records
+from xapi_migrate.testing.fake_bridges import FakeBridges
 from xapi_migrate.testing.fake_domains import FakeDomains
 from xapi_migrate.testing.fake_hypervisor import FakeHypervisor
 from xapi_migrate.testing.fake_sm import FakeLuns, FakeSR
@@ -94,9 +95,8 @@ class Server:
         for number in range(disks):
             vdi = await self.call("VDI.create", {"SR": sr, "virtual_size": str(DISK), "name_label": f"disk {number}"})
             await self.call("VBD.create", {"VM": vm, "VDI": vdi, "userdevice": str(number)})
-        [network] = self.records.refs("network")
         for number in range(vifs):
-            await self.call("VIF.create", {"VM": vm, "network": network, "device": str(number)})
+            await self.call("VIF.create", {"VM": vm, "network": self.network, "device": str(number)})
         if running:
             await self.call("VM.start", vm, False, False)
         return vm
@@ -147,7 +147,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
         made.uuid = config.uuid
         return made
 
-    toolstack = make_toolstack(server, drivers, make_sr, domains, ref, folder, reactor)
+    toolstack = make_toolstack(server, drivers, make_sr, domains, FakeBridges(hypervisor), ref, folder, reactor)
     await toolstack.open()
     config = Config(folder, times=TIMES, insecure_storage=True, schemes=("http",))
     journals, stories = MemoryJournals(), folder / "migrations"

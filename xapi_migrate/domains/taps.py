@@ -24,12 +24,24 @@ _TUNSETIFF = 0x400454CA
 # Without IFF_VNET_HDR: the guest sees the same features whether its interface is connected or not, so that it can move
 # to a host where it is not.
 _TAP_WITHOUT_HEADERS = 0x0002 | 0x1000
+_CAP_NET_ADMIN = 12
 _IP_SECONDS = 20
 
 
 def is_bridge(name: str) -> bool:
     """Whether this host has a bridge of this name."""
     return bool(BRIDGE_NAME.fullmatch(name)) and Path(f"/sys/class/net/{name}/bridge").is_dir()
+
+
+def forbidden() -> str:
+    """Why this process may make no taps; "" if it may."""
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        return f"{_TUN} cannot be opened"
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    if not int(effective.split()[1], 16) >> _CAP_NET_ADMIN & 1:
+        return "this process may not change the host's network (CAP_NET_ADMIN)"
+    return ""
 
 
 def ip(*arguments: str) -> None:

@@ -57,6 +57,9 @@ class Toolstack(Protocol):
     def spec_of(self, vm: str, domain: str, attachments: Mapping[str, Attachment]) -> DomainSpec:
         """The virtual hardware of the VM, its disks attached so (VBD ref -> attachment)."""
 
+    def check_network(self, network: str) -> None:
+        """BridgeNotAvailable if a VIF on the network cannot be connected and must be."""
+
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         """Mark the VM busy; OtherOperationInProgress if it is."""
 

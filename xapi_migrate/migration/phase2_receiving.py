@@ -39,6 +39,8 @@ def _check_host(migration: Incoming) -> None:
     for ref in host.records.refs("VM"):
         if host.records.get("VM", ref).get("_incoming_uuid") == vm.uuid:
             raise ImportError_(f"the VM {vm.uuid} is being received on this host already")
+    for nic in vm.nics:
+        host.toolstack.check_network(_network(migration, nic))
     if vm.power_state != "Running":
         return
     capabilities = host.domains.capabilities()

@@ -76,6 +76,8 @@ async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
     if plan.leave_paused:
         return "Paused"
     state = await host.domains.state(plan.domain)
+    if state is DomainState.RUNNING:  # let run before a crash: maybe nobody on its networks has been told
+        await attempt(migration.story, "announce the domain", host.domains.unpause(plan.domain))
     for _ in range(UNPAUSES):
         if state not in WAITING:
             break

@@ -32,7 +32,8 @@ class Place:
 
 @attrs.frozen
 class About:
-    """What the receiving host can take. Bytes; `srs` and `networks` by its own references."""
+    """What the receiving host can take. Bytes; `srs` and `networks` by its own references; `unattachable` those of
+    the networks that it cannot connect a VIF to."""
 
     protocol: int
     enabled: bool
@@ -41,6 +42,7 @@ class About:
     stream: str
     srs: Mapping[str, Place]
     networks: tuple[str, ...]
+    unattachable: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(attrs.asdict(self), separators=(",", ":"))
@@ -55,6 +57,7 @@ class About:
                 protocol=int(told["protocol"]), enabled=bool(told["enabled"]), cpus=int(told["cpus"]),
                 memory_free=int(told["memory_free"]), stream=str(told["stream"]), srs=srs,
                 networks=tuple(map(str, told["networks"])),
+                unattachable=tuple(map(str, told.get("unattachable", ()))),
             )  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             raise InvalidValue(f"dest:{ABOUT}", text[:100]) from None

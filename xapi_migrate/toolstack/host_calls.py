@@ -7,6 +7,7 @@ from typing import Any
 
 from xapi_migrate.errors import OperationNotAllowed, RemoteError
 from xapi_migrate.store.records import Records
+from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.this_host import free_memory
 from xapi_migrate.xenapi.calls import CallContext
 from xapi_migrate.xenapi.tasks import Tasks
@@ -15,8 +16,9 @@ from xapi_migrate.xenapi.tasks import Tasks
 class HostCalls:
     """Of a pool of one host."""
 
-    def __init__(self, records: Records, tasks: Tasks) -> None:
+    def __init__(self, records: Records, networks: Networks, tasks: Tasks) -> None:
         self._records = records
+        self._networks = networks
         self._tasks = tasks
 
     def host_get_servertime(self, call: CallContext, host: str) -> datetime:
@@ -77,11 +79,8 @@ class HostCalls:
 
     # -- network ----------------------------------------------------------------------------------
 
-    def network_create(self, call: CallContext, args: dict[str, Any]) -> str:
-        return self._records.create("network", **args)
+    async def network_create(self, call: CallContext, args: dict[str, Any]) -> str:
+        return await self._networks.create(**args)
 
-    def network_destroy(self, call: CallContext, self_: str) -> None:
-        record = self._records.get("network", self_)
-        if record["VIFs"] or record["PIFs"]:
-            raise OperationNotAllowed(f"The network {self_} has VIFs or PIFs.")
-        self._records.destroy("network", self_)
+    async def network_destroy(self, call: CallContext, self_: str) -> None:
+        await self._networks.destroy(self_)

@@ -16,6 +16,7 @@ from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
 from xapi_migrate.together import started
+from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.storage import Storage
 
@@ -36,6 +37,7 @@ class Machines:
         storage: Storage,
         domains: IDomainDriver,
         operations: Operations,
+        networks: Networks,
         host: str,
         state_dir: Path,
     ) -> None:
@@ -43,6 +45,7 @@ class Machines:
         self._storage = storage
         self._domains = domains
         self._operations = operations
+        self._networks = networks
         self._host = host
         self._consoles = state_dir / "consoles"
         self._under_way: set[defer.Deferred[None]] = set()
@@ -111,13 +114,16 @@ class Machines:
 
     def _nic(self, vif: str) -> DomainNic:
         record = self._records.get("VIF", vif)
-        return DomainNic(device=record["device"], mac=record["MAC"])
+        bridge = self._networks.bridge_of(record["network"])
+        return DomainNic(device=record["device"], mac=record["MAC"], bridge=bridge, mtu=record["MTU"] or 1500)
 
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self, vm: str, paused: bool = False) -> None:
-        """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse."""
+        """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""
         record = self._records.get("VM", vm)
+        for vif in record["VIFs"]:
+            self._networks.check(self._records.get("VIF", vif)["network"])
         domain = str(uuids.uuid4())
         self.set_domain(vm, domain)
         try:

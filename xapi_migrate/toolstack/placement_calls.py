@@ -9,6 +9,7 @@ from xapi_migrate.errors import MigrateError, NotEnoughMemory, OperationNotAllow
 from xapi_migrate.refusals import HostDisabled, NoHostsAvailable, NotEnoughCpus, VmRequiresNetwork, VmRequiresSr
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
+from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.xenapi.calls import CallContext
 
@@ -16,8 +17,11 @@ from xapi_migrate.xenapi.calls import CallContext
 class PlacementCalls:
     """Of a pool of one host: `host` is its ref, `free_memory` is in bytes."""
 
-    def __init__(self, records: Records, host: str, checks: SenderChecks, free_memory: Callable[[], int]) -> None:
+    def __init__(
+        self, records: Records, host: str, checks: SenderChecks, networks: Networks, free_memory: Callable[[], int]
+    ) -> None:
         self._records = records
+        self._networks = networks
         self._host = host
         self._checks = checks
         self._free_memory = free_memory
@@ -31,7 +35,8 @@ class PlacementCalls:
             network = self._records.get("VIF", vif)["network"]
             pifs = self._records.get("network", network)["PIFs"] if network != NULL else []
             # a network without any interface is internal, and everywhere
-            if pifs and not any(self._records.get("PIF", pif)["host"] == host for pif in pifs):
+            elsewhere = pifs and not any(self._records.get("PIF", pif)["host"] == host for pif in pifs)
+            if elsewhere or not self._networks.attachable(network):
                 raise VmRequiresNetwork(self_, network)
         if record["resident_on"] != host or record["power_state"] == "Halted":
             free = self._free_memory()

@@ -1,5 +1,5 @@
-"""The records that a VM has because it runs: its console and its metrics. Made and removed as its power state changes,
-whoever changes that: a call, the guest, or a migration."""
+"""The records that a VM has because it runs: its console and its metrics; and that its VIFs are attached. Kept true as
+its power state changes, whoever changes that: a call, the guest, or a migration."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ class RunningRecords:
         elif not running:
             for console in record["consoles"]:
                 self._records.destroy("console", console)
+        for vif in record["VIFs"]:
+            if self._records.get("VIF", vif)["currently_attached"] != running:
+                self._records.update("VIF", vif, currently_attached=running)
         if running and record["metrics"] == NULL:
             self._records.update("VM", vm, metrics=self._records.create("VM_metrics", **self._metrics(record)))
 

@@ -16,6 +16,7 @@ from xapi_migrate.store.interfaces import NULL, IRecords
 from xapi_migrate.together import started, together
 from xapi_migrate.toolstack.destination import About, Place, destination_map, read_destination
 from xapi_migrate.toolstack.motion import StorageMotion
+from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.sender_checks import SenderChecks, Wish
 from xapi_migrate.uris.offer import parse
 from xapi_migrate.xenapi.calls import CallContext
@@ -44,12 +45,13 @@ class Receiver:
     memory streams, `free_memory` is in bytes."""
 
     def __init__(
-        self, records: IRecords, host: str, sr: Callable[[str], ISR], stream: Callable[[], str],
+        self, records: IRecords, host: str, sr: Callable[[str], ISR], networks: Networks, stream: Callable[[], str],
         free_memory: Callable[[], int], clock: Any,
     ) -> None:  # fmt: skip
         self.host = host
         self._records = records
         self._sr = sr
+        self._networks = networks
         self._stream = stream
         self._free_memory = free_memory
         self._clock = clock
@@ -69,11 +71,13 @@ class Receiver:
     async def about(self) -> About:
         """What could be taken now."""
         host, srs = self._records.get("host", self.host), self._records.refs("SR")
+        networks = self._records.refs("network")
         places = await together(*(self._place(sr) for sr in srs))
         return About(
             protocol=PROTOCOL_VERSION, enabled=host["enabled"], cpus=int(host["cpu_info"].get("cpu_count", "1")),
             memory_free=self._free_memory(), stream=self._stream(), srs=dict(zip(srs, places, strict=True)),
-            networks=tuple(self._records.refs("network")),
+            networks=tuple(networks),
+            unattachable=tuple(network for network in networks if not self._networks.attachable(network)),
         )  # fmt: skip
 
     async def _place(self, ref: str) -> Place:

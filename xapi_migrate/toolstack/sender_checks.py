@@ -22,6 +22,7 @@ from xapi_migrate.errors import (
 )
 from xapi_migrate.migration.interfaces import PROTOCOL_VERSION
 from xapi_migrate.refusals import (
+    HostCannotAttachNetwork,
     HostDisabled,
     NotEnoughCpus,
     OperationBlocked,
@@ -163,6 +164,8 @@ class SenderChecks:
                     raise VifNotInMap(vif)
             elif about is not None and network not in about.networks:
                 raise HandleInvalid("network", network)
+            elif about is not None and network in about.unattachable:
+                raise HostCannotAttachNetwork(wish.destination.host, network)
 
     def _check_vdis(self, wish: Wish, about: About | None) -> None:
         wanted: dict[str, int] = {}

@@ -14,6 +14,7 @@ import attrs
 from xapi_migrate.processes.in_thread import in_thread
 from xapi_migrate.sm.interfaces import ISMDriver
 from xapi_migrate.store.records import Records
+from xapi_migrate.toolstack.host_interface import HostInterface, interface_with
 from xapi_migrate.toolstack.profile import Profile
 
 _ROLES = {
@@ -94,11 +95,10 @@ async def prepare_host(
     machine = await in_thread(_inspect, state_dir)
     profile = profile or Profile()
     host = _host(records, machine, address, name or machine.hostname, profile)
-    network = _network(records, host, address)
+    _network(records, host, address, await in_thread(interface_with, address))
     _pool(records, host, machine, profile)
     _backends(records, drivers)
     _roles(records)
-    records.update("network", network, MTU=1500)
     return host
 
 
@@ -137,17 +137,19 @@ def _roles(records: Records) -> None:
         _ensure(records, "role", records.find("role", name_label=name), name_label=name, name_description=description)
 
 
-def _network(records: Records, host: str, address: str) -> str:
+def _network(records: Records, host: str, address: str, interface: HostInterface) -> None:
+    """The network of this host's own address. VMs may be on it where that address is a bridge's."""
     found = records.find("network", _default=True)
     network = _ensure(
-        records, "network", found, _default=True, **({} if found else {"name_label": "Pool-wide network"})
-    )
+        records, "network", found, _default=True, bridge=interface.bridge,
+        MTU=interface.mtu if interface.bridge else 1500, **({} if found else {"name_label": "Pool-wide network"}),
+    )  # fmt: skip
     pifs = [ref for ref in records.find("PIF", host=host) if records.get("PIF", ref)["management"]]
     _ensure(
         records, "PIF", pifs, host=host, network=network, management=True, managed=True, currently_attached=True,
-        device="eth0", IP=address, ip_configuration_mode="Static", MTU=1500, VLAN=-1, physical=True,
+        device=interface.device, MAC=interface.mac, IP=address, netmask=interface.netmask,
+        ip_configuration_mode="Static", MTU=interface.mtu, VLAN=-1, physical=interface.physical,
     )  # fmt: skip
-    return network
 
 
 def _backends(records: Records, drivers: Mapping[str, ISMDriver]) -> None:

@@ -11,11 +11,13 @@ from xapi_migrate.migration.host import Host
 from xapi_migrate.migration.journal import IJournals
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
+from xapi_migrate.toolstack.bridges import Bridges
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.motion import StorageMotion
 from xapi_migrate.toolstack.motion_calls import MotionCalls
+from xapi_migrate.toolstack.networks import REFUSE, Networks
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.placement_calls import PlacementCalls
 from xapi_migrate.toolstack.running_records import RunningRecords
@@ -29,8 +31,11 @@ from xapi_migrate.xenapi.server import XenAPIServer
 class Toolstack:
     """What `migration.host.Toolstack` asks for, by storage, machines and operations."""
 
-    def __init__(self, storage: Storage, machines: Machines, operations: Operations, running: RunningRecords) -> None:
+    def __init__(
+        self, storage: Storage, networks: Networks, machines: Machines, operations: Operations, running: RunningRecords
+    ) -> None:
         self.storage = storage
+        self.networks = networks
         self.machines = machines
         self.operations = operations
         self._running = running
@@ -38,6 +43,7 @@ class Toolstack:
     async def open(self) -> None:
         """After the domain driver and the SM services were opened, before the engine takes up its migrations."""
         await self.storage.open()
+        await self.networks.open()
         await self.machines.open()
 
     async def close(self) -> None:
@@ -61,6 +67,9 @@ class Toolstack:
     def spec_of(self, vm: str, domain: str, attachments: Mapping[str, Attachment]) -> DomainSpec:
         return self.machines.spec_of(vm, domain, attachments)
 
+    def check_network(self, network: str) -> None:
+        self.networks.check(network)
+
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         self.operations.begin_operation(vm, operation, task)
 
@@ -76,22 +85,25 @@ def make_toolstack(
     drivers: Drivers,
     make_sr: MakeSR,
     domains: IDomainDriver,
+    bridges: Bridges,
     host: str,
     state_dir: Path,
     clock: Any,
+    without_bridge: str = REFUSE,
 ) -> Toolstack:
     """`host` is this host's ref (prepare_host). Its calls are registered with the server."""
     records = server.records
     storage = Storage(records, drivers, make_sr, host)
     operations = Operations(records)
-    machines = Machines(records, storage, domains, operations, host, state_dir)
+    networks = Networks(records, bridges, without_bridge)
+    machines = Machines(records, storage, domains, operations, networks, host, state_dir)
     running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     server.dispatcher.register(
-        HostCalls(records, server.tasks),
+        HostCalls(records, networks, server.tasks),
         StorageCalls(records, storage),
         MachineCalls(records, machines, operations, clock),
     )
-    return Toolstack(storage, machines, operations, running)
+    return Toolstack(storage, networks, machines, operations, running)
 
 
 def register_migration_calls(
@@ -104,11 +116,13 @@ def register_migration_calls(
         return host.domains.capabilities().stream
 
     checks = SenderChecks(server.records, host.ref, stream)
-    receiver = Receiver(server.records, host.ref, host.toolstack.sr, stream, host.free_memory, host.clock)
+    receiver = Receiver(
+        server.records, host.ref, host.toolstack.sr, toolstack.networks, stream, host.free_memory, host.clock
+    )
     motion = StorageMotion(server.records, toolstack.storage, toolstack.operations, checks, motions, host.clock)
     server.dispatcher.register(
         MotionCalls(server.records, motion),
         SendCalls(server.records, engine, receiver, checks, host.peers, motion),
-        PlacementCalls(server.records, host.ref, checks, host.free_memory),
+        PlacementCalls(server.records, host.ref, checks, toolstack.networks, host.free_memory),
     )
     return motion
