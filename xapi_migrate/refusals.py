@@ -236,3 +236,35 @@ class SrCannotMigrate(MigrateError):
     status = 409
     sr: str
     capabilities: str = ""
+
+
+@catalogue
+class VmNoSuspendSr(MigrateError):
+    """The memory of VM {vm} has no SR to go to: set suspend_SR of the VM, or suspend_image_SR of the pool."""
+
+    code = "VM_NO_SUSPEND_SR"
+    parameters = ("vm",)
+    status = 409
+    vm: str
+
+
+@catalogue
+class VmHasNoSuspendVdi(MigrateError):
+    """The VM {vm} is Suspended and has no suspend VDI: only VM.hard_shutdown is left for it."""
+
+    code = "VM_HAS_NO_SUSPEND_VDI"
+    parameters = ("vm",)
+    status = 409
+    vm: str
+
+
+@catalogue
+class SuspendImageNotAccessible(MigrateError):
+    """The memory of VM {vm} cannot be read from its suspend VDI {vdi}: {reason}"""
+
+    code = "SUSPEND_IMAGE_NOT_ACCESSIBLE"
+    parameters = ("vdi",)
+    status = 409
+    vdi: str
+    vm: str
+    reason: str

@@ -114,28 +114,6 @@ async def test_memory_arrives_while_the_guest_dirties_it(place):
         assert hosts.console(here, there).breaks == []
 
 
-@pytest.mark.parametrize("live", [True, False])
-@ensureDeferred
-async def test_to_a_file_and_back(place, live):
-    async with Hosts(place) as hosts:
-        here, _ = await hosts.running()
-        image = place / "suspend-image"
-        with image.open("wb") as file:
-            suspension = await hosts.sender.suspend(here.domain_id, file.fileno(), live=live)
-            await suspension.suspended()
-            await suspension.proceed()
-            await suspension.finished()
-        await hosts.sender.destroy(here.domain_id)
-        assert image.stat().st_size > MIB // 2
-        there = hosts.there(here)
-        with image.open("rb") as file:
-            restoration = await hosts.receiver.restore(there, file.fileno())
-            await restoration.finished()
-        await hosts.receiver.unpause(there.domain_id)
-        await hosts.ticks(here, there)
-        assert hosts.console(here, there).breaks == []
-
-
 def busy(beyond):
     """A stream far too slow for what the guest dirties."""
     return QEMUConfig(

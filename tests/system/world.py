@@ -151,7 +151,8 @@ class World:
             left += [f"VBD {record['uuid']}" for record in api.VBD.get_all_records().values()]
         for label in host.srs:
             left += [str(path) for path in self.lab.sr_location(host, label).glob("*") if path.is_file()]
-        left += [f"journal {path.name}" for path in (host.state_dir / "journal").glob("*")]
+        for folder in ("journal", "motions", "suspends"):
+            left += [f"journal {path.name}" for path in (host.state_dir / folder).glob("*")]
         return left
 
     def nothing_left(self, host: LabHost) -> None:

@@ -43,15 +43,19 @@ class MemoryDriver:
 
 @attrs.define
 class World:
-    """What outlives a daemon: disks by SR uuid, domains."""
+    """What outlives a daemon: disks by SR uuid, and who uses them; domains."""
 
     hypervisor: FakeHypervisor = attrs.Factory(lambda: FakeHypervisor(reactor))
     disks: dict[str, FakeStorage] = attrs.Factory(dict)
     broken: set[str] = attrs.Factory(set)
+    srs: dict[str, FakeSR] = attrs.Factory(dict)
 
     def make_sr(self, config: SRConfig, backend: object) -> Any:
-        storage = self.disks.setdefault(config.uuid, FakeStorage(uuid=config.uuid))
-        made = FakeSR(reactor, storage=storage)
+        if config.uuid not in self.srs:
+            storage = self.disks.setdefault(config.uuid, FakeStorage(uuid=config.uuid))
+            self.srs[config.uuid] = FakeSR(reactor, storage=storage)
+        made = self.srs[config.uuid]
+        made.close_views()
         if config.uuid in self.broken:
             made.fail("attach")
         return made

@@ -270,6 +270,18 @@ class ISR(Interface):
         hangs, repeatable; the ref is forgotten afterwards."""
 
 
+class IShowsImages(Interface):
+    """What an SR offers in addition to ISR where a VDI's bytes can be seen as a file (suspend images)."""
+
+    def view_open(uuid: str) -> Awaitable[Path]:
+        """A file, or a block device, of the VDI's size that shows its bytes, to read and to write. The VDI must not be
+        written to by anybody else. Repeatable. VdiMissing, SrBackendFailure."""
+
+    def view_close(uuid: str) -> Awaitable[None]:
+        """What was written, and made durable by fsync, is in the VDI; the file is gone. Repeatable. A view that was
+        open when the daemon ended is closed by the next one."""
+
+
 class IMovesImages(Interface):
     """What an SR offers in addition to ISR where the images of its VDIs may be exchanged under a running domain
     (storage motion). `to` is the uuid of a fresh VDI of the same size in the SR `other`, which offers this too."""

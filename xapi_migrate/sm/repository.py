@@ -31,6 +31,7 @@ from xapi_migrate.sm.interfaces import (
     CopyState,
     CopyStatus,
     IMovesImages,
+    IShowsImages,
     ISRBackend,
     MoveStatus,
     Purpose,
@@ -48,7 +49,7 @@ from xapi_migrate.sm.services import SMServices
 _T = TypeVar("_T")
 
 
-@implementer(ISR, IMovesImages)
+@implementer(ISR, IMovesImages, IShowsImages)
 class Repository:
     """One SR on this host."""
 
@@ -239,6 +240,21 @@ class Repository:
 
     async def copy_cancel(self, ref: str) -> None:
         await self._services.copies.forget(ref)
+
+    # -- the VDI's bytes as a file
+
+    async def view_open(self, uuid: str) -> Path:
+        await self._services.behind.done(uuid)
+        datapath = await self._attach(uuid, TARGET)
+        try:
+            await datapath.activate(TARGET)
+        except BaseException:
+            await self._services.datapaths.detach(uuid, TARGET)
+            raise
+        return datapath.view
+
+    async def view_close(self, uuid: str) -> None:
+        await self._services.datapaths.detach(uuid, TARGET)
 
     # -- storage motion
 

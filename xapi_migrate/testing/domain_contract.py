@@ -7,6 +7,7 @@ raises AssertionError with what it missed.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -238,6 +239,28 @@ async def check_live_migration(bench: DomainBench) -> None:
 @_check
 async def check_cold_migration(bench: DomainBench) -> None:
     await _migrate(bench, live=False)
+
+
+@_check
+async def check_to_a_file_and_back(bench: DomainBench) -> None:
+    """As a VM is suspended to a VDI and resumed: the file's position, which all that have it open share, says how long
+    the stream is."""
+    here = await _running(bench)
+    there = bench.there(here)
+    with tempfile.TemporaryFile() as file:
+        suspension = await bench.sender.suspend(here.domain_id, file.fileno(), live=False)
+        await suspension.suspended()
+        await suspension.proceed()
+        await suspension.finished()
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == os.fstat(file.fileno()).st_size > 0
+        await bench.sender.destroy(here.domain_id)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        restoration = await bench.sender.restore(there, file.fileno())
+        await restoration.finished()
+    assert await bench.sender.state(there.domain_id) is DomainState.PAUSED
+    await _silent(bench, here, there)
+    await bench.sender.unpause(there.domain_id)
+    await _ticks(bench, here, there)
 
 
 @_check

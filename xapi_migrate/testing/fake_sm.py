@@ -9,8 +9,10 @@ Copies move with the clock. `fail`, `stalled` and `break_copy` make things go wr
 
 from __future__ import annotations
 
+import os
 import secrets
 import uuid as uuids
+from pathlib import Path
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -31,6 +33,7 @@ from xapi_migrate.sm.interfaces import (
     Attachment,
     CopyState,
     CopyStatus,
+    IShowsImages,
     Purpose,
     SameDiskProof,
     SRStat,
@@ -84,7 +87,7 @@ class _Copy:
         return self.status.state in (CopyState.FINISHED, CopyState.FAILED)
 
 
-@implementer(ISR)
+@implementer(ISR, IShowsImages)
 class FakeSR:
     """One SR on one simulated host. `blocks_per_tick` blocks are copied every `tick` seconds of the clock."""
 
@@ -107,6 +110,7 @@ class FakeSR:
         self._copies: dict[str, _Copy] = {}
         self._passwords: dict[str, str] = {}
         self._failing: dict[str, list[Exception]] = {}
+        self._views: dict[str, int] = {}
         self.calls: list[tuple[str, ...]] = []
         self.stalled = False
         """Copies stand still, and a deactivation fails them."""
@@ -141,6 +145,11 @@ class FakeSR:
     def content(self, vdi: str) -> bytes:
         """What is on the disk."""
         return bytes(self.storage.disks[vdi])
+
+    def close_views(self) -> None:
+        """As the daemon's next start does."""
+        for uuid in list(self._views):
+            self._close_view(uuid)
 
     @property
     def left_behind(self) -> list[str]:
@@ -309,6 +318,29 @@ class FakeSR:
         copy = self._copies.pop(ref, None)
         if copy is not None and not copy.over:
             self._end(copy, "cancelled")
+
+    # -- the VDI's bytes as a file
+
+    async def view_open(self, uuid: str) -> Path:
+        self._called("view_open", uuid)
+        self._require_attached()
+        self._require_vdi(uuid)
+        if uuid not in self._views:
+            self._users.setdefault(uuid, {})[Purpose.TARGET] = True
+            self._views[uuid] = os.memfd_create(uuid)
+            os.pwrite(self._views[uuid], self.storage.disks[uuid], 0)
+        return Path(f"/proc/self/fd/{self._views[uuid]}")
+
+    async def view_close(self, uuid: str) -> None:
+        self._called("view_close", uuid)
+        self._close_view(uuid)
+
+    def _close_view(self, uuid: str) -> None:
+        view = self._views.pop(uuid, -1)
+        if view >= 0:
+            self.storage.disks[uuid][:] = os.pread(view, len(self.storage.disks[uuid]), 0)
+            os.close(view)
+            self._forget_user(uuid, Purpose.TARGET)
 
     # -- parts
 

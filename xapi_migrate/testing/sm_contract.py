@@ -6,6 +6,7 @@ parametrisation. Each gets a fresh kit.
 
 from __future__ import annotations
 
+import os
 import uuid as uuids
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -18,6 +19,7 @@ from xapi_migrate.sm.interfaces import (
     Attachment,
     CopyState,
     CopyStatus,
+    IShowsImages,
     ISRBackend,
     Purpose,
     SameDiskProof,
@@ -94,6 +96,34 @@ async def check_full(kit: SRKit) -> None:
     failure = await raises(SrFull, kit.ours.vdi_create(new_uuid(), kit.most + MIB))
     assert failure.requested == kit.most + MIB and failure.available <= kit.most
     assert await kit.ours.scan() == []
+
+
+async def check_a_view(kit: SRKit) -> None:
+    """Where a VDI can be seen as a file: what is written there is in the VDI, and nothing of it stays attached."""
+    if not IShowsImages.providedBy(kit.ours):
+        return
+    shows: IShowsImages = IShowsImages(kit.ours)
+    vdi = new_uuid()
+    await raises(VdiMissing, shows.view_open(vdi))
+    await shows.view_close(vdi)
+    await kit.ours.vdi_create(vdi, SIZE)
+    for number in range(2):
+        path = await shows.view_open(vdi)
+        assert path == await shows.view_open(vdi)
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            assert os.pread(descriptor, 5, MIB) == (b"first" if number else bytes(5))
+            os.pwrite(descriptor, b"first", MIB)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        await shows.view_close(vdi)
+        await shows.view_close(vdi)
+    attachment = await kit.ours.vdi_attach(vdi, Purpose.DOMAIN)
+    await kit.ours.vdi_activate(vdi)
+    assert await kit.read(attachment, MIB, 512) == b"first".ljust(512, b"\0")
+    await kit.ours.vdi_detach(vdi)
+    await kit.ours.vdi_destroy(vdi)
 
 
 async def check_missing(kit: SRKit) -> None:
@@ -315,6 +345,7 @@ SR_CHECKS = (
     check_sr_must_be_attached,
     check_create_and_destroy,
     check_full,
+    check_a_view,
     check_missing,
     check_gate,
     check_in_use,

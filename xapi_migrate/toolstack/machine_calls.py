@@ -12,6 +12,7 @@ from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
+from xapi_migrate.toolstack.suspending import Suspending
 from xapi_migrate.xenapi.calls import CallContext
 
 CLEAN_SHUTDOWN_SECONDS = 60.0
@@ -19,9 +20,16 @@ MOST_DEVICES = 16
 
 
 class MachineCalls:
-    def __init__(self, records: Records, machines: Machines, operations: Operations, clock: IReactorTime) -> None:
+    """`host` is this host's ref."""
+
+    def __init__(
+        self, records: Records, machines: Machines, suspending: Suspending, operations: Operations,
+        clock: IReactorTime, host: str,
+    ) -> None:  # fmt: skip
         self._records = records
         self._machines = machines
+        self._suspending = suspending
+        self._host = host
         self._operations = operations
         self._clock = clock
 
@@ -57,16 +65,46 @@ class MachineCalls:
     async def VM_clean_shutdown(self, call: CallContext, vm: str) -> None:
         self._operations.require(vm, "Running")
         with self._operations.operation(vm, "clean_shutdown", call.task.ref):
-            try:
-                await self._machines.shutdown(vm, CLEAN_SHUTDOWN_SECONDS, self._clock)
-            except TimeoutError:
-                text = f"The guest of VM {vm} did not shut down within {CLEAN_SHUTDOWN_SECONDS:g} seconds."
-                raise RemoteError(["VM_SHUTDOWN_TIMEOUT", vm, f"{CLEAN_SHUTDOWN_SECONDS:g}"], text) from None
+            await self._power_off(vm)
+
+    async def _power_off(self, vm: str) -> None:
+        try:
+            await self._machines.shutdown(vm, CLEAN_SHUTDOWN_SECONDS, self._clock)
+        except TimeoutError:
+            text = f"The guest of VM {vm} did not shut down within {CLEAN_SHUTDOWN_SECONDS:g} seconds."
+            raise RemoteError(["VM_SHUTDOWN_TIMEOUT", vm, f"{CLEAN_SHUTDOWN_SECONDS:g}"], text) from None
 
     async def VM_hard_shutdown(self, call: CallContext, vm: str) -> None:
-        self._operations.require(vm, "Running", "Paused", "Suspended")
+        record = self._operations.require(vm, "Running", "Paused", "Suspended")
         with self._operations.operation(vm, "hard_shutdown", call.task.ref):
+            if record["power_state"] == "Suspended":
+                await self._suspending.forget(vm)
+            else:
+                await self._machines.destroy_domain(vm)
+
+    async def VM_clean_reboot(self, call: CallContext, vm: str) -> None:
+        """A new domain, as after a shutdown and a start."""
+        self._operations.require(vm, "Running")
+        with self._operations.operation(vm, "clean_reboot", call.task.ref):
+            await self._power_off(vm)
+            await self._machines.start(vm)
+
+    async def VM_hard_reboot(self, call: CallContext, vm: str) -> None:
+        self._operations.require(vm, "Running", "Paused")
+        with self._operations.operation(vm, "hard_reboot", call.task.ref):
             await self._machines.destroy_domain(vm)
+            await self._machines.start(vm)
+
+    async def VM_suspend(self, call: CallContext, vm: str) -> None:
+        await self._suspending.suspend(vm, call.task)
+
+    async def VM_resume(self, call: CallContext, vm: str, start_paused: bool, force: bool) -> None:
+        await self._suspending.resume(vm, start_paused, call.task)
+
+    async def VM_resume_on(self, call: CallContext, vm: str, host: str, start_paused: bool, force: bool) -> None:
+        if host != self._host:
+            raise HandleInvalid("host", host)
+        await self._suspending.resume(vm, start_paused, call.task)
 
     async def VM_pause(self, call: CallContext, vm: str) -> None:
         self._operations.require(vm, "Running")

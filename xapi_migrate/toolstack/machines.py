@@ -141,7 +141,7 @@ class Machines:
         except BaseException:
             await self.destroy_domain(vm)
             raise
-        self._running(vm, "Paused" if paused else "Running")
+        self.running(vm, "Paused" if paused else "Running")
 
     async def attach_disks(self, vm: str) -> dict[str, Attachment]:
         """VDI.attach and VDI.activate of every disk: VBD ref -> attachment. VdiInUse if another VM has one of them."""
@@ -189,22 +189,27 @@ class Machines:
 
     async def destroy_domain(self, vm: str) -> None:
         """End the VM's domain at once and release its storage: Halted. Repeatable."""
-        domain = self.domain_of(vm)
+        await self.end_domain(vm, self.domain_of(vm))
+        self._records.update("VM", vm, power_state="Halted")
+
+    async def end_domain(self, vm: str, domain: str) -> None:
+        """End this domain of the VM, if it is not "", and release its storage: it is on no host. Repeatable. The power
+        state is the caller's."""
         if domain:
             await self._domains.destroy(domain)
         await self.release_disks(vm)
-        self.set_domain(vm, "")
-        self._records.update("VM", vm, power_state="Halted", resident_on=NULL, domid=-1)
+        self._records.update("VM", vm, _domain="", resident_on=NULL, domid=-1)
 
     async def pause(self, vm: str) -> None:
         await self._domains.pause(self.domain_of(vm))
-        self._running(vm, "Paused")
+        self.running(vm, "Paused")
 
     async def unpause(self, vm: str) -> None:
         await self._domains.unpause(self.domain_of(vm))
-        self._running(vm, "Running")
+        self.running(vm, "Running")
 
-    def _running(self, vm: str, power_state: str) -> None:
+    def running(self, vm: str, power_state: str) -> None:
+        """The VM is on this host, Running or Paused."""
         self._records.update("VM", vm, power_state=power_state, resident_on=self._host)
 
     # -- keeping records true ------------------------------------------------------------------
@@ -247,9 +252,9 @@ class Machines:
         if state in ENDED:
             await self.destroy_domain(vm)
         elif state is DomainState.RUNNING:
-            self._running(vm, "Running")
+            self.running(vm, "Running")
         elif state is DomainState.PAUSED:
-            self._running(vm, "Paused")
+            self.running(vm, "Paused")
 
     def _busy_or_gone(self, vm: str, domain: str) -> bool:
         record = self._find(vm)

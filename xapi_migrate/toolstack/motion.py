@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import attrs
-from twisted.internet import defer, task
+from twisted.internet import task
 from twisted.logger import Logger
 
 from xapi_migrate.errors import CopyFailed, HandleInvalid, InternalError, MigrateError, OperationNotAllowed, SrFull
@@ -22,10 +22,10 @@ from xapi_migrate.refusals import SrCannotMigrate, VdiNeedsVm
 from xapi_migrate.sm.interfaces import ISR, IMovesImages, MoveState
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
-from xapi_migrate.together import started
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import Storage
+from xapi_migrate.toolstack.undertaking import attempt, uncancelled
 
 POLL_SECONDS = 0.2
 OPERATION = "migrate_send"
@@ -116,27 +116,9 @@ class StorageMotion:
         plan = Plan(task_.ref, vm, record["uuid"], uuids[record["SR"]], str(uuid4()), uuids[sr])
         journal = self._journals.begin(ROLE, str(uuid4()))
         await journal.record(Mark.BEGUN, **attrs.asdict(plan))
-        waiting = started(self._copy(plan, journal, record["virtual_size"], task_, span))
-        asked: list[bool] = []
-
-        def cancel() -> None:
-            asked.append(True)
-            waiting.cancel()
-
-        task_.on_cancel(cancel)
-        try:
-            await waiting
-        except defer.CancelledError:
-            # Either a client has cancelled it, or the daemon ends: then the next one tidies up.
-            if asked:
-                await self._undo(plan, journal)
-            raise
-        except MigrateError:
-            await self._undo(plan, journal)
-            raise
-        task_.on_cancel(None)
-        finishing: defer.Deferred[str] = started(self._commit(plan, journal))
-        return await _uncancelled(finishing)
+        copying = self._copy(plan, journal, record["virtual_size"], task_, span)
+        await attempt(task_, copying, lambda: self._undo(plan, journal))
+        return await uncancelled(self._commit(plan, journal))
 
     async def _copy(
         self, plan: Plan, journal: IJournal, size: int, task_: TaskHandle, span: tuple[float, float]
@@ -242,10 +224,3 @@ class StorageMotion:
         """An IMovesImages."""
         sr: ISR = self._storage.sr(uuid)
         return IMovesImages(sr)
-
-
-async def _uncancelled(work: defer.Deferred[str]) -> str:
-    """Whoever waits may be cancelled; the work goes on."""
-    waiting: defer.Deferred[str] = defer.Deferred()
-    work.addCallbacks(waiting.callback, waiting.errback)
-    return await waiting

@@ -11,10 +11,13 @@ from xapi_migrate.store.records import Records
 
 _ALLOWED = {
     "Halted": ["start", "migrate_send", "destroy"],
-    "Running": ["clean_shutdown", "hard_shutdown", "pause", "migrate_send", "pool_migrate"],
-    "Paused": ["unpause", "hard_shutdown"],
-    "Suspended": ["hard_shutdown"],
-}
+    "Running": [
+        "clean_shutdown", "hard_shutdown", "clean_reboot", "hard_reboot", "pause", "suspend", "migrate_send",
+        "pool_migrate",
+    ],
+    "Paused": ["unpause", "hard_shutdown", "hard_reboot"],
+    "Suspended": ["resume", "resume_on", "hard_shutdown"],
+}  # fmt: skip
 
 
 def allowed(record: Record) -> list[str]:

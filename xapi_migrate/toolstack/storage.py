@@ -131,8 +131,8 @@ class Storage:
             self._check_vdi_idle(vdi)
 
     def _check_vdi_idle(self, vdi: str) -> None:
-        for vbd in self._records.get("VDI", vdi)["VBDs"]:
-            vm = self._records.get("VBD", vbd)["VM"]
+        vms = [self._records.get("VBD", vbd)["VM"] for vbd in self._records.get("VDI", vdi)["VBDs"]]
+        for vm in [*vms, *self._records.find("VM", suspend_VDI=vdi)]:
             if vm != NULL and self._records.get("VM", vm)["current_operations"]:
                 raise VdiInUse(vdi, f"a disk of VM {vm}, which is busy")
 
@@ -173,7 +173,7 @@ class Storage:
             self._records.update(
                 "VDI", ref, missing=False, virtual_size=info.virtual_size, physical_utilisation=info.used
             )
-        elif record["VBDs"]:
+        elif record["VBDs"] or self._records.find("VM", suspend_VDI=ref):
             self._records.update("VDI", ref, missing=True)
         else:
             self._records.destroy("VDI", ref)
@@ -211,6 +211,8 @@ class Storage:
             if self._records.get("VBD", vbd)["currently_attached"]:
                 raise VdiInUse(vdi, "attached to a running VM")
         self._check_vdi_idle(vdi)
+        for vm in self._records.find("VM", suspend_VDI=vdi):
+            raise VdiInUse(vdi, f"the memory of VM {vm}, which is Suspended")
         repository, uuid = self.of_vdi(vdi)
         async with _held(self._lock(record["SR"])):
             await repository.vdi_destroy(uuid)

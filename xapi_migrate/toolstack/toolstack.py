@@ -8,7 +8,7 @@ from typing import Any
 
 from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
 from xapi_migrate.migration.host import Host
-from xapi_migrate.migration.journal import IJournals
+from xapi_migrate.migration.journal import FileJournals, IJournals
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
 from xapi_migrate.toolstack.bridges import Bridges
@@ -25,6 +25,7 @@ from xapi_migrate.toolstack.send_calls import Receiver, SendCalls, SendingEngine
 from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import MakeSR, Storage
 from xapi_migrate.toolstack.storage_calls import StorageCalls
+from xapi_migrate.toolstack.suspending import Suspending
 from xapi_migrate.xenapi.server import XenAPIServer
 
 
@@ -32,11 +33,13 @@ class Toolstack:
     """What `migration.host.Toolstack` asks for, by storage, machines and operations."""
 
     def __init__(
-        self, storage: Storage, networks: Networks, machines: Machines, operations: Operations, running: RunningRecords
-    ) -> None:
+        self, storage: Storage, networks: Networks, machines: Machines, suspending: Suspending,
+        operations: Operations, running: RunningRecords,
+    ) -> None:  # fmt: skip
         self.storage = storage
         self.networks = networks
         self.machines = machines
+        self.suspending = suspending
         self.operations = operations
         self._running = running
 
@@ -45,6 +48,7 @@ class Toolstack:
         await self.storage.open()
         await self.networks.open()
         await self.machines.open()
+        await self.suspending.recover()
 
     async def close(self) -> None:
         """Let go; SRs stay attached, domains go on."""
@@ -97,13 +101,15 @@ def make_toolstack(
     operations = Operations(records)
     networks = Networks(records, bridges, without_bridge)
     machines = Machines(records, storage, domains, operations, networks, host, state_dir)
+    journals = FileJournals(state_dir / "suspends")
+    suspending = Suspending(records, storage, machines, domains, operations, journals, host)
     running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     server.dispatcher.register(
         HostCalls(records, networks, server.tasks),
         StorageCalls(records, storage),
-        MachineCalls(records, machines, operations, clock),
+        MachineCalls(records, machines, suspending, operations, clock, host),
     )
-    return Toolstack(storage, networks, machines, operations, running)
+    return Toolstack(storage, networks, machines, suspending, operations, running)
 
 
 def register_migration_calls(
