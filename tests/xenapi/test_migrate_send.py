@@ -419,3 +419,35 @@ async def test_interfaces_come_to_the_bridge_of_the_mapped_network_and_are_annou
         assert there.hypervisor.announced == [mac] and here.hypervisor.announced == []
         [vif] = there.records.get("VM", moved)["VIFs"]
         assert there.records.get("VIF", vif)["currently_attached"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_halted_vm_is_copied(tmp_path: Path) -> None:
+    async with two_servers(tmp_path) as world:
+        here, there = world.source, world.destination
+        vm = await here.new_vm(await here.new_sr(), running=False, disks=2)
+        record = dict(here.records.get("VM", vm))
+        vdi_map, vif_map = here.maps(vm, await there.new_sr(), there.network)
+        arguments = (vm, await migrate_receive(there), True, vdi_map, vif_map, {"copy": "true"})
+        assert await here.call("VM.assert_can_migrate", *arguments) is None
+        task = await here.call("Async.VM.migrate_send", *arguments)
+        await world.until(lambda: here.records.get("task", task)["status"] != "pending")
+        ended = here.records.get("task", task)
+        assert ended["other_config"]["XenCenterMeddlingActionTitle"] == "Copying demo"
+        [copy] = there.records.refs("VM")
+        assert (ended["status"], ended["result"]) == ("success", f"<value>{copy}</value>")
+        assert there.records.get("VM", copy)["uuid"] != record["uuid"]
+        assert {k: v for k, v in here.records.get("VM", vm).items() if k[0] != "_"} == {
+            k: v for k, v in record.items() if k[0] != "_"
+        }
+        # two VMs from now on
+        await here.call("VM.start", vm, False, False)
+        await there.call("VM.start", copy, False, False)
+        macs = {side.records.get("VIF", ref)["MAC"] for side in (here, there) for ref in side.records.refs("VIF")}
+        assert len(macs) == 2
+        # in its own pool it is not done by this call
+        dest = await migrate_receive(here)
+        await here.call("VM.hard_shutdown", vm)
+        own = dict.fromkeys(vdi_map, await here.new_sr("other"))
+        refused = await failure(here, "VM.migrate_send", vm, dest, True, own, {}, {"copy": "true"})
+        assert refused[0] == "OPERATION_NOT_ALLOWED"

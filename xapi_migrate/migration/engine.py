@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..domains.interfaces import DomainState
-from ..errors import DomainError, OperationNotAllowed, UriInvalid, VmBadPowerState
+from ..errors import DomainError, OperationNotAllowed, UriInvalid, VdiNotInMap, VmBadPowerState
 from ..moment import Moment
 from ..refusals import MigrationNotBegun
 from ..steps import Step
@@ -22,7 +22,7 @@ from .host import Host, TaskHandle
 from .incoming import Incoming, Plan
 from .interfaces import IOffers, IPeer, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
-from .outgoing import Outgoing, begun_entry, check_options, from_journal, outgoing_disks
+from .outgoing import OPTIONS, Outgoing, begun_entry, check_options, from_journal, outgoing_disks
 from .phase5_completion import Farewell
 from .queue import Queue, Turn
 from .receiving import Receiving
@@ -55,7 +55,7 @@ class Engine:
     async def receive(self, sr: str, options: dict[str, str], user: str = "") -> list[str]:
         """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not
         name; NULL: every disk must be named. HandleInvalid, SrNotAttached."""
-        check_options(options, self._host.config.test_options)
+        check_options(options, OPTIONS - {"copy"}, self._host.config.test_options)
         if sr != NULL:
             self._host.toolstack.sr(sr)
         capability = Capability.new()
@@ -89,7 +89,10 @@ class Engine:
         A VIF that `vif_to_network` does not name goes to the receiver's network of the same name."""
         host = self._host
         self._check(vm)
-        check_options(options, host.config.test_options)
+        check_options(options, OPTIONS, host.config.test_options)
+        copying = options.get("copy") == "true"
+        if copying:
+            self._check_copy(vm, vdi_to_sr)
         if not uris:
             raise UriInvalid("an empty list", "VM.receive on the receiving host gives the URIs")
         if len(uris) > MOST_URIS:
@@ -102,6 +105,8 @@ class Engine:
         try:
             await self._wait(turn, task, peer, story)
             record = self._check(vm)  # it may have shut down meanwhile
+            if copying:
+                self._check_copy(vm, vdi_to_sr)
             outgoing = Outgoing(
                 id=migration,
                 host=host,
@@ -120,6 +125,7 @@ class Engine:
                 vif_to_network=vif_to_network or {},
                 options=options,
                 turn=turn,
+                copy_ref=f"OpaqueRef:{uuid4()}" if copying else "",
             )
             story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
             await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
@@ -148,6 +154,15 @@ class Engine:
             await wait_for_turn(self._host, turn, task, peer, story, over)
         finally:
             self._waiting.discard(over)
+
+    def _check_copy(self, vm: str, vdi_to_sr: dict[str, str]) -> None:
+        """A disk that no map names may be found at the receiver, and then two VMs would have it."""
+        records = self._host.records
+        if (state := records.get("VM", vm)["power_state"]) != "Halted":
+            raise VmBadPowerState(vm, "halted", state.lower())
+        for vbd in self._host.toolstack.disks(vm):
+            if (vdi := records.get("VBD", vbd)["VDI"]) not in vdi_to_sr:
+                raise VdiNotInMap(vdi)
 
     # -- IOffers ------------------------------------------------------------------------------
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from .. import __version__
+from ..mac import new_mac
 from ..store.interfaces import NULL, IRecords, Record
 from .interfaces import PROTOCOL_VERSION
 from .metadata_xml import write_value
@@ -28,15 +30,20 @@ def export_vm(
     vdi_to_sr: dict[str, str],
     vif_to_network: dict[str, str],
     migration: dict[str, Any],
+    copy_ref: str = "",
 ) -> bytes:
     """The document for `vm` and its `disks` (VBD refs in the order that GET disk/N uses). The maps hold only what was
-    mapped explicitly."""
-    objects: list[tuple[str, str, Record]] = [("VM", vm, records.get("VM", vm))]
+    mapped explicitly. With `copy_ref` it is that of another VM which is like this one: its ref is that, its uuid and
+    its MAC addresses are new."""
+    record = records.get("VM", vm)
+    objects: list[tuple[str, str, Record]] = [("VM", vm, _another(record) if copy_ref else record)]
     srs: list[str] = []
     networks: list[str] = []
     objects += [("VBD", vbd, records.get("VBD", vbd)) for vbd in disks]
     for vif in records.get("VM", vm)["VIFs"]:
         record = _with_map(records.get("VIF", vif), vif_to_network.get(vif))
+        if copy_ref:
+            record = {**record, "MAC": new_mac()}
         objects.append(("VIF", vif, record))
         if record["network"] not in [NULL, *networks]:
             networks.append(record["network"])
@@ -64,11 +71,16 @@ def export_vm(
     about = {
         **migration,
         "protocol": PROTOCOL_VERSION,
-        "vm_ref": vm,
+        "vm_ref": copy_ref or vm,
         "disks": [ids[vbd] for vbd in disks],
     }
     version = {**VERSION, **EXPORT_FORM, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     return write_value({"version": version, "objects": exported, "migration": about})
+
+
+def _another(vm: Record) -> Record:
+    other = {key: value for key, value in vm["other_config"].items() if key != "mac_seed"}
+    return {**vm, "uuid": str(uuid4()), "other_config": other}
 
 
 def _with_map(record: Record, maps_to: str | None) -> Record:

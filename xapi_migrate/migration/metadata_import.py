@@ -189,7 +189,7 @@ def _nics(objects: dict[str, tuple[str, dict[str, Any]]]) -> tuple[IncomingNic, 
             IncomingNic(
                 device=str(_number(vif, "device", 0, 255)),
                 mac=mac.lower(),
-                mtu=_number(vif, "MTU", 68, 65535) if vif.get("MTU") else 1500,
+                mtu=_number(vif, "MTU", 68, 65535) if vif.get("MTU", "0") != "0" else 1500,
                 network_label=_text(network, "name_label", 4096),
                 maps_to=_matching(other.get("maps_to"), REF, "") if isinstance(other, dict) else "",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +19,8 @@ from .queue import Turn
 from .story import Story
 
 DISK_FIELDS = ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
-OPTIONS = {"live", "keep_source", "leave_paused"}
+OPTIONS = frozenset({"live", "copy"})
+FOR_TESTS = frozenset({"keep_source", "leave_paused"})
 
 
 @attrs.define
@@ -65,13 +67,15 @@ class Outgoing:
     options: dict[str, str]
     turn: Turn | None = None
     """Its turn among this host's migrations; None after a restart, when it only ends."""
+    copy_ref: str = ""
+    """The reference that the copy has at the receiver; "" where the VM itself moves."""
     suspension: ISuspension | None = None
     memory_put: defer.Deferred[None] | None = None
     suspended_at: float | None = None
 
     @property
     def keep_source(self) -> bool:
-        return self.options.get("keep_source") == "true"
+        return bool(self.copy_ref) or self.options.get("keep_source") == "true"
 
     def end_turn(self) -> None:
         """The next one may begin: there is nothing more to transfer."""
@@ -119,10 +123,10 @@ def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
     return disks
 
 
-def check_options(options: dict[str, str], test_options: bool) -> None:
+def check_options(options: dict[str, str], known: Collection[str], test_options: bool) -> None:
     """Refuse what is not known, so that a mistyped option is not silently without effect."""
     for name in options:
-        if name not in OPTIONS or (name in ("keep_source", "leave_paused") and not test_options):
+        if name not in known and not (name in FOR_TESTS and test_options):
             raise OperationNotAllowed(f"There is no option named {name!r} for a migration.")
 
 
@@ -137,6 +141,7 @@ def begun_entry(migration: Outgoing) -> dict[str, Any]:
         "power_state": migration.power_state,
         "domain": migration.domain,
         "options": migration.options,
+        "copy_ref": migration.copy_ref,
         "disks": [{name: getattr(disk, name) for name in DISK_FIELDS} for disk in migration.disks],
     }
 
@@ -166,4 +171,5 @@ def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) 
         vdi_to_sr={},
         vif_to_network={},
         options=begun["options"],
+        copy_ref=begun.get("copy_ref", ""),
     )

@@ -36,6 +36,7 @@ async def prepare(migration: Outgoing) -> None:
         migration.vdi_to_sr,
         migration.vif_to_network,
         {**about, "leave_paused": migration.options.get("leave_paused") == "true"},
+        migration.copy_ref,
     )
     migration.story.step(Step.PUT_METADATA, f"{len(document)} bytes of metadata")
     await _put_metadata(migration, document)

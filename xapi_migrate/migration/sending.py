@@ -153,7 +153,7 @@ class Sending:
     def succeed(self) -> None:
         self._end()
         self.migration.story.note("the VM is at the receiver")
-        self.ended.happen(self.migration.vm)
+        self.ended.happen(self.migration.copy_ref or self.migration.vm)
 
     def fail(self) -> None:
         self._end()

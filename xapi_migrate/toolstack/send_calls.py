@@ -140,13 +140,14 @@ class SendCalls:
         wish = self._wish(vm, dest, vdi_map, vif_map, options, complete=True)
         self._checks.check(wish)
         record = self._records.get("VM", vm)
-        announce(call.task, vm, record["name_label"] or record["uuid"], record["resident_on"])
+        name = record["name_label"] or record["uuid"]
+        announce(call.task, f"{'Copying' if wish.copy else 'Migrating'} {name}", vm, record["resident_on"])
         if wish.destination.host == self._receiver.host:
             await self._motion.move_all(vm, dict(vdi_map), call.task)
             return vm
-        return await self._engine.migrate(
-            vm, list(wish.destination.uris), self._checks.moving(wish), {}, call.task, dict(vif_map)
-        )
+        chosen = {"copy": "true"} if wish.copy else {}
+        uris = list(wish.destination.uris)
+        return await self._engine.migrate(vm, uris, self._checks.moving(wish), chosen, call.task, dict(vif_map))
 
     def _wish(
         self, vm: str, dest: Mapping[str, str], vdi_map: Mapping[str, str], vif_map: Mapping[str, str],
@@ -163,9 +164,9 @@ class SendCalls:
         return Wish(vm, destination, vdi_map, vif_map, copy, complete)
 
 
-def announce(task: Task, vm: str, name: str, host: str) -> None:
+def announce(task: Task, title: str, vm: str, host: str) -> None:
     """By these two keys XenCenter shows the progress of a migration that another client began."""
-    task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
+    task.set_other("XenCenterMeddlingActionTitle", title)
     task.set_other("applies_to", ",".join(ref for ref in (vm, host) if ref != NULL))
 
 

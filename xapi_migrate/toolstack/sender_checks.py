@@ -138,7 +138,8 @@ class SenderChecks:
             return
         if record["power_state"] != "Halted":
             raise VmBadPowerState(wish.vm, "halted", record["power_state"].lower())
-        raise OperationNotAllowed("This server moves VMs; it does not copy them to other hosts.")
+        if wish.destination.host in self._records.refs("host"):
+            raise OperationNotAllowed("VMs are copied to other pools only.")
 
     def _check_host(self, wish: Wish, record: Record, about: About) -> None:
         host = wish.destination.host
@@ -179,7 +180,7 @@ class SenderChecks:
                     raise HandleInvalid("SR", sr)
                 if not about.srs[sr].attached:
                     raise SrNotAttached(sr)
-                if not self._stays(vdi, about.srs[sr].uuid):
+                if wish.copy or not self._stays(vdi, about.srs[sr].uuid):
                     wanted[sr] = wanted.get(sr, 0) + self._records.get("VDI", vdi)["virtual_size"]
         for sr, size in wanted.items():
             free = about.srs[sr].free if about else -1
@@ -187,7 +188,10 @@ class SenderChecks:
                 raise SrFull(sr, size, free)
 
     def moving(self, wish: Wish) -> dict[str, str]:
-        """The VDI map without the disks whose SR is the one where they are: the receiver finds those there."""
+        """The VDI map without the disks whose SR is the one where they are: the receiver finds those there. Of a copy
+        every disk is a new one."""
+        if wish.copy:
+            return dict(wish.vdi_map)
         about = wish.destination.about
         return {
             vdi: sr
