@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ class DatapathOf:
     virtual_size: int
     read_only: bool
     turn: int = 0
+    size: int = 0
+    """See ImageLocation."""
 
     @property
     def location(self) -> ImageLocation:
-        return ImageLocation(Path(self.path), ImageFormat(self.format))
+        return ImageLocation(Path(self.path), ImageFormat(self.format), self.size)
 
 
 class Datapath:
@@ -209,6 +211,15 @@ class Datapath:
         draft.replace(self.daemon.folder / _STATE)
 
 
+@attrs.frozen
+class ImageCalls:
+    """What has to be done for an image before it is opened (repeatable), and after the last datapath that used it is
+    gone (raises nothing)."""
+
+    attach: Callable[[str], Awaitable[None]]
+    detach: Callable[[str], Awaitable[None]]
+
+
 class Datapaths:
     """All datapaths of the host, by VDI."""
 
@@ -217,12 +228,27 @@ class Datapaths:
         self._folder = folder
         self._timeouts = timeouts
         self._all: dict[str, Datapath] = {}
+        self._images: dict[str, ImageCalls] = {}
         self._locks: dict[str, defer.DeferredLock] = {}
 
     def get(self, vdi: str) -> Datapath | None:
         """The VDI's datapath if it has one that lives."""
         datapath = self._all.get(vdi)
         return datapath if datapath is not None and datapath.daemon.alive else None
+
+    def images_of(self, sr: str, calls: ImageCalls) -> None:
+        """What images of this SR need before they are opened and after they are closed."""
+        self._images[sr] = calls
+
+    async def image_attach(self, sr: str, vdi: str) -> None:
+        """Make an image reachable on this host. `attach` does it by itself."""
+        if sr in self._images:
+            await self._images[sr].attach(vdi)
+
+    async def image_detach(self, sr: str, vdi: str) -> None:
+        """An image is not used on this host any more. `detach` does it by itself."""
+        if sr in self._images:
+            await self._images[sr].detach(vdi)
 
     def of_sr(self, sr: str) -> list[str]:
         """The VDIs of this SR that are attached."""
@@ -286,11 +312,15 @@ class Datapaths:
         folder = self._folder / of.vdi
         await self._clear(folder)
         try:
+            await self.image_attach(of.sr, of.vdi)
             daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
             datapath = Datapath(daemon, of, {})
             await datapath.build()
-        except (OSError, ConnectionError, TimeoutError, defer.TimeoutError, QMPError) as failure:
-            raise SrBackendFailure(f"attaching VDI {of.vdi}", str(failure)) from failure
+        except BaseException as failure:
+            await self.image_detach(of.sr, of.vdi)
+            if isinstance(failure, (OSError, ConnectionError, TimeoutError, defer.TimeoutError, QMPError)):
+                raise SrBackendFailure(f"attaching VDI {of.vdi}", str(failure)) from failure
+            raise
         self._all[of.vdi] = datapath
         return datapath
 
@@ -298,6 +328,7 @@ class Datapaths:
         self._all.pop(datapath.of.vdi, None)
         await datapath.daemon.end()
         await self._clear(datapath.daemon.folder)
+        await self.image_detach(datapath.of.sr, datapath.of.vdi)
 
     async def _clear(self, folder: Path) -> None:
         """Remove a folder whose process is gone; a view whose process was killed is still mounted."""

@@ -160,7 +160,9 @@ class Gate:
         )
 
     def _image(self, nodes: ImageNodes, location: ImageLocation) -> dict[str, Any]:
+        limit = {"size": location.size} if location.size else {}
         return {
+            **limit,
             "driver": location.format.value,
             "node_name": nodes.image,
             "file": nodes.file,

@@ -76,10 +76,11 @@ class VDIInfo:
 @attrs.frozen
 class ImageLocation:
     """Where the datapath finds a VDI: an absolute path of a file or block device, and its format
-    (never probed)."""
+    (never probed). `size`, for a raw image that lies in something larger: the bytes that are the disk, 0: all."""
 
     path: Path
     format: ImageFormat
+    size: int = 0
 
 
 class ISRBackend(Interface):
@@ -113,6 +114,22 @@ class ISRBackend(Interface):
 
     def nonce_read(name: str) -> Awaitable[str]:
         """The text that was left under `name`, "" if there is none."""
+
+
+class IAttachesVDIs(Interface):
+    """What an ISRBackend offers in addition where a VDI's image has to be made reachable before it can be opened, and
+    only while this host uses it."""
+
+    def vdi_attach(uuid: str) -> Awaitable[None]:
+        """A datapath is about to use what `vdi_location` names (which it does whether attached or not). Repeatable."""
+
+    def vdi_detach(uuid: str) -> Awaitable[None]:
+        """The last datapath of this host is gone. Repeatable; comes also for a VDI that is not attached or not there
+        any more."""
+
+    def vdi_keep(uuids: list[str]) -> Awaitable[None]:
+        """Right after `attach`: these VDIs have a datapath that lives, from before the daemon's restart. All others are
+        to be detached."""
 
 
 class ISMDriver(Interface):

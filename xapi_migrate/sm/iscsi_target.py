@@ -199,7 +199,10 @@ class ISCSIService:
         await self._tgt.ask(
             Mode.DEVICE, Op.NEW, tid=target.tid, lun=lun, text=f"path={path},bstype=rdwr", what=f"open {path}"
         )
-        identity = f"vendor_id=XAPIMIG,product_id=VDI,scsi_id={scsi_id},scsi_sn={vdi},thin_provisioning=1,"
+        # tgtd unmaps by punching holes, which read as zeroes, in a file, but by discarding on a block device, which may
+        # read as anything afterwards: there it must offer writes of zeroes only.
+        thin = 0 if path.is_block_device() else 1
+        identity = f"vendor_id=XAPIMIG,product_id=VDI,scsi_id={scsi_id},scsi_sn={vdi},thin_provisioning={thin},"
         identity += "readonly=1," if read_only else ""
         try:
             await self._tgt.ask(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet import defer, threads
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from xapi_migrate.errors import (
@@ -24,12 +25,13 @@ from xapi_migrate.errors import (
     VdiMissing,
 )
 from xapi_migrate.sm.copy import Copy, CopyOf
-from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath, DatapathOf
+from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath, DatapathOf, ImageCalls
 from xapi_migrate.sm.interfaces import (
     ISR,
     Attachment,
     CopyState,
     CopyStatus,
+    IAttachesVDIs,
     IMovesImages,
     IShowsImages,
     ISRBackend,
@@ -53,6 +55,8 @@ _T = TypeVar("_T")
 class Repository:
     """One SR on this host."""
 
+    log = Logger()
+
     def __init__(self, config: SRConfig, backend: Any, services: SMServices) -> None:
         self.uuid = config.uuid
         self._backend = ISRBackend(backend)
@@ -60,11 +64,16 @@ class Repository:
         self._services = services
         self._attached = False
         self._sizes: dict[str, VDIInfo] = {}
+        if IAttachesVDIs.providedBy(backend):
+            services.datapaths.images_of(self.uuid, ImageCalls(self._image_attach, self._image_detach))
 
     # -- the SR
 
     async def attach(self) -> None:
         await self._ask(self._backend.attach(), f"attaching SR {self.uuid}")
+        if IAttachesVDIs.providedBy(self._own):
+            living = self._services.datapaths.of_sr(self.uuid)
+            await self._ask(self._own.vdi_keep(living), f"attaching SR {self.uuid}")
         self._attached = True
 
     async def detach(self) -> None:
@@ -262,9 +271,12 @@ class Repository:
         datapath = await self._attach(uuid, MOVE)
         try:
             await datapath.activate(MOVE)
-            await (await self._move(datapath, other, to)).begin()
+            move = await self._move(datapath, other, to)
+            await self._services.datapaths.image_attach(other.uuid, to)
+            await move.begin()
         except BaseException:
             await self._services.datapaths.detach(uuid, MOVE)
+            await self._services.datapaths.image_detach(other.uuid, to)
             raise
 
     async def move_status(self, uuid: str, other: ISR, to: str) -> MoveStatus:
@@ -277,6 +289,7 @@ class Repository:
         datapath = self._services.datapaths.get(uuid)
         if datapath is not None and MOVE in datapath.users:
             await (await self._move(datapath, other, to)).pivot()
+        await self._services.datapaths.image_detach(self.uuid, uuid)
         await self._services.datapaths.detach(to, MOVE)
 
     async def move_cancel(self, uuid: str, other: ISR, to: str) -> None:
@@ -284,6 +297,7 @@ class Repository:
         if datapath is not None and MOVE in datapath.users:
             await (await self._move(datapath, other, to)).cancel()
         await self._services.datapaths.detach(uuid, MOVE)
+        await self._services.datapaths.image_detach(other.uuid, to)
 
     async def _move(self, datapath: Datapath, other: ISR, to: str) -> ImageMove:
         if not isinstance(other, Repository):
@@ -299,9 +313,19 @@ class Repository:
         self._require_attached()
         info = await self._info(uuid)
         location = await self._ask(self._backend.vdi_location(uuid), f"finding VDI {uuid}")
+        read_only = read_only or info.read_only
         return DatapathOf(
-            self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only or info.read_only
+            self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only, size=location.size
         )
+
+    async def _image_attach(self, uuid: str) -> None:
+        await self._ask(self._own.vdi_attach(uuid), f"attaching VDI {uuid}")
+
+    async def _image_detach(self, uuid: str) -> None:
+        try:
+            await self._ask(self._own.vdi_detach(uuid), f"detaching VDI {uuid}")
+        except MigrateError as failure:  # nobody uses it any more: nothing that waits for this is at stake
+            self.log.warn("VDI {vdi} stays attached to its storage: {reason}", vdi=uuid, reason=str(failure))
 
     def _serve(self, secure: bool) -> Callable[..., Awaitable[TargetUrl]]:
         return self._services.nbd.add if secure else self._services.iscsi.add_lun

@@ -19,6 +19,8 @@ from xapi_migrate.sm.interfaces import (
     Attachment,
     CopyState,
     CopyStatus,
+    IAttachesVDIs,
+    ImageFormat,
     IShowsImages,
     ISRBackend,
     Purpose,
@@ -376,14 +378,61 @@ async def check_backend_vdi_life(make: BackendFactory) -> None:
     other = make()
     await other.attach()
     assert [(one.uuid, one.virtual_size) for one in await other.scan()] == [(vdi, SIZE)]
+    for one in (other, backend, other):
+        if IAttachesVDIs.providedBy(one):
+            await one.vdi_attach(vdi)
     location = await other.vdi_location(vdi)
     assert location.path.is_absolute() and location.path.exists()
     assert location == await backend.vdi_location(vdi)
+    for one in (other, backend, backend):
+        if IAttachesVDIs.providedBy(one):
+            await one.vdi_detach(vdi)
     for _ in range(2):
         await backend.vdi_destroy(vdi)
     assert await other.scan() == []
     await raises(VdiMissing, other.vdi_location(vdi))
     await backend.detach()
+
+
+async def check_backend_reads_as_zeroes(make: BackendFactory) -> None:
+    """A new VDI shows nothing of what lay there before: a second one in the place of the first neither."""
+    backend = make()
+    await backend.attach()
+    for _ in range(2):
+        vdi = new_uuid()
+        await backend.vdi_create(vdi, SIZE)
+        if IAttachesVDIs.providedBy(backend):
+            await backend.vdi_attach(vdi)
+        location = await backend.vdi_location(vdi)
+        if location.format is ImageFormat.RAW:
+            with location.path.open("r+b") as image:
+                assert image.read(SIZE) == bytes(SIZE)
+                image.seek(0)
+                image.write(b"secret" * (SIZE // 6))
+        if IAttachesVDIs.providedBy(backend):
+            await backend.vdi_detach(vdi)
+        await backend.vdi_destroy(vdi)
+
+
+async def check_backend_after_a_restart(make: BackendFactory) -> None:
+    """Images that are attached to a host are so still when its daemon has been restarted, but for those that nobody
+    uses any more."""
+    backend, used, unused = make(), new_uuid(), new_uuid()
+    await backend.attach()
+    if not IAttachesVDIs.providedBy(backend):
+        return  # nothing to attach
+    for vdi in (used, unused):
+        await backend.vdi_create(vdi, SIZE)
+        await backend.vdi_attach(vdi)
+    restarted = make()
+    await restarted.attach()
+    await restarted.vdi_keep([used])  # type: ignore[attr-defined]
+    assert (await restarted.vdi_location(used)).path.exists()
+    assert not (await restarted.vdi_location(unused)).path.exists()
+    await restarted.vdi_detach(used)  # type: ignore[attr-defined]
+    assert not (await restarted.vdi_location(used)).path.exists()
+    for vdi in (used, unused):
+        await restarted.vdi_destroy(vdi)
 
 
 async def check_backend_odd_size(make: BackendFactory) -> None:
@@ -423,4 +472,11 @@ async def check_backend_nonce(make: BackendFactory) -> None:
     assert await other.scan() == []
 
 
-BACKEND_CHECKS = (check_backend_vdi_life, check_backend_odd_size, check_backend_full, check_backend_nonce)
+BACKEND_CHECKS = (
+    check_backend_vdi_life,
+    check_backend_reads_as_zeroes,
+    check_backend_after_a_restart,
+    check_backend_odd_size,
+    check_backend_full,
+    check_backend_nonce,
+)
