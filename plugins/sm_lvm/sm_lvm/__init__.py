@@ -1,0 +1,1 @@
+"""VDIs as logical volumes."""

@@ -1,0 +1,39 @@
+"""The volume group that the stand-in for LVM's commands keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+from sm_lvm.driver import LVMDriver
+
+from xapi_migrate.sm.interfaces import ISRBackend, SRConfig
+
+MIB = 1 << 20
+SR = "8d3f2a52-0c70-4f4d-9a4f-6a8f5d2a7b10"
+
+
+@attrs.frozen
+class FakeGroup:
+    """`home` is where the stand-in keeps its state."""
+
+    home: Path
+
+    def sr(self, **config: str) -> ISRBackend:
+        return LVMDriver().open_sr(SRConfig(SR, "lvm", {"volume_group": "vg0", **config}))
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.home / "state.json").read_text())
+        return found
+
+    def change(self, **state: Any) -> None:
+        (self.home / "state.json").write_text(json.dumps({**self.state(), **state}))
+
+    def calls(self) -> list[str]:
+        made = self.home / "calls"
+        return made.read_text().splitlines() if made.exists() else []
+
+    def active(self) -> list[str]:
+        return sorted(path.name for path in self.home.glob("dev/vg0/*"))

@@ -1,0 +1,3 @@
+from sm_lvm.driver import LVMDriver
+
+driver = LVMDriver()
