@@ -182,6 +182,13 @@ class IDomainDriver(Interface):
     def state(domain_id: str) -> Awaitable[DomainState]:
         """What the domain is doing now."""
 
+    def untouched() -> int:
+        """Bytes of memory that this host's domains, those that are being built too, have been promised and do not take
+        up yet: what the host reports as free is less by so much. 0 where the hypervisor takes it all at once."""
+
+    def refuses(machine: str, cpu: str) -> Awaitable[str]:
+        """Why no domain with this pinned hardware can run here, a sentence; "" if one can."""
+
     def domains() -> Awaitable[list[str]]:
         """The ids of all domains of this driver on this host, whatever their state."""
 

@@ -22,6 +22,7 @@ from xapi_migrate.domains.interfaces import (
 )
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.domains.qemu_domain import QEMUDomain, folders
+from xapi_migrate.domains.qemu_models import QEMUModels
 from xapi_migrate.domains.qemu_restoration import QEMURestoration
 from xapi_migrate.domains.qemu_suspension import QEMUSuspension, give_up_stray, settle
 from xapi_migrate.errors import DomainError
@@ -45,6 +46,7 @@ class QEMUDriver:
         self._domains: dict[str, QEMUDomain] = {}
         self._suspensions: dict[str, QEMUSuspension] = {}
         self._watchers: list[Callable[[str, DomainState], None]] = []
+        self._models = QEMUModels(self._config)
 
     def capabilities(self) -> DomainCapabilities:
         return DomainCapabilities(
@@ -163,6 +165,12 @@ class QEMUDriver:
     async def state(self, domain_id: str) -> DomainState:
         domain = self._domains.get(domain_id)
         return DomainState.ABSENT if domain is None else await domain.state()
+
+    def untouched(self) -> int:
+        return sum(domain.untouched() for domain in self._domains.values())
+
+    async def refuses(self, machine: str, cpu: str) -> str:
+        return await self._models.refuses(machine or self._config.machine, cpu or self._config.cpu)
 
     async def domains(self) -> list[str]:
         return sorted(self._domains)

@@ -105,6 +105,13 @@ class QEMUDomain:
         self._let_go = False
         self._abandoned = False
 
+    def untouched(self) -> int:
+        """Bytes of its memory that it has not touched yet."""
+        if self.spec is None:
+            return 0
+        resident = child.resident(self.child.name.pid) if self.child is not None else 0
+        return max(0, self.spec.memory - resident)
+
     # -- its beginning ------------------------------------------------------------------------
 
     async def launch(self, spec: DomainSpec, *, incoming: bool) -> None:

@@ -12,6 +12,7 @@ from ..config import Config
 from ..domains.interfaces import DomainSpec, IDomainDriver
 from ..sm.interfaces import ISR, Attachment
 from ..store.interfaces import IRecords
+from .claims import Claims
 from .interfaces import IPeer
 from .journal import IJournals
 
@@ -87,5 +88,9 @@ class Host:
     peers: Callable[[list[str]], IPeer]
     free_memory: Callable[[], int]
     stories: Path | None = None
+    claims: Claims = attrs.field(init=False)
     later: Callable[[Awaitable[None]], None] = lambda work: None
     """Lets a piece of work go on after its migration has ended (acknowledgements)."""
+
+    def __attrs_post_init__(self) -> None:
+        self.claims = Claims(self.free_memory, self.domains.untouched)

@@ -8,6 +8,7 @@ import attrs
 
 from ..domains.interfaces import IRestoration
 from ..sm.interfaces import ISR
+from .claims import DiskClaim
 from .host import Host, TaskHandle
 from .interfaces import DiskOffer, IIncomingMemory
 from .journal import IJournal
@@ -73,6 +74,12 @@ class Incoming:
     plan: Plan | None = None
     memory: IIncomingMemory | None = None
     restoration: IRestoration | None = None
+
+    def claim(self) -> None:
+        """What the plan needs of this host is taken for it, until `Claims.release`."""
+        assert self.plan is not None and self.vm is not None
+        fresh = [DiskClaim(disk.sr_ref, disk.vdi_uuid, disk.size) for disk in self.plan.disks if not disk.found]
+        self.host.claims.take(self.id, self.vm.memory if self.plan.has_memory else 0, fresh)
 
     def sr_of(self, disk: IncomingDisk) -> ISR:
         return self.host.toolstack.sr(disk.sr_ref)

@@ -73,6 +73,7 @@ class IncomingVM:
     machine: str
     cpu: str
     stream: str
+    protocol: int
     leave_paused: bool
     fields: dict[str, Any]
     disks: tuple[IncomingDisk, ...]
@@ -107,6 +108,7 @@ def import_vm(document: bytes) -> IncomingVM:
         machine=_matching(about.get("machine"), HARDWARE_NAME, ""),
         cpu=_matching(about.get("cpu"), HARDWARE_NAME, ""),
         stream=_matching(about.get("stream"), HARDWARE_NAME, ""),
+        protocol=_protocol(about.get("protocol")),
         leave_paused=about.get("leave_paused") is True,
         fields=_vm_fields(vm, memory),
         disks=_disks(vm, about, objects),
@@ -209,6 +211,15 @@ def _number(record: dict[str, Any], name: str, least: int, most: int) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"-?[0-9]{1,19}", value) or not least <= int(value) <= most:
         raise ImportError_(f"{name} is not a number from {least} to {most}")
     return int(value)
+
+
+def _protocol(value: object) -> int:
+    """A document that names none is of the first version."""
+    if value is None:
+        return 1
+    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise ImportError_("its protocol is not a number")
+    return int(str(value))
 
 
 def _uuid(record: dict[str, Any], cls: str) -> str:

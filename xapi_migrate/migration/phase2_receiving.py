@@ -5,12 +5,13 @@ from __future__ import annotations
 from uuid import uuid4
 
 from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, SrFull, VdiNotInMap
+from ..refusals import OtherVersion
 from ..sm.interfaces import ISR
 from ..steps import Step
 from ..store.interfaces import NULL
 from . import metadata_import
 from .incoming import Incoming, IncomingDisk, Plan
-from .interfaces import DiskOffer
+from .interfaces import PROTOCOL_VERSION, DiskOffer
 from .journal import Mark
 
 HIDDEN = "HideFromXenCenter"
@@ -20,8 +21,10 @@ async def prepare(migration: Incoming) -> None:
     """Step 2.1: every check before the first byte, then the plan into the journal, then the hidden VM and its VDIs."""
     assert migration.vm is not None
     migration.story.step(Step.PUT_METADATA, f"metadata of VM {migration.vm.uuid}, {migration.vm.power_state}")
-    _check_host(migration)
+    await _check_host(migration)
     plan = migration.plan = _plan(migration)
+    migration.claim()
+    _check_memory(migration)
     await _check_space(migration)
     task = migration.task.ref if migration.task else ""
     await migration.journal.record(Mark.BEGUN, digest=migration.digest, task=task, plan=plan.to_json())
@@ -31,7 +34,7 @@ async def prepare(migration: Incoming) -> None:
             await migration.sr_of(disk).vdi_create(disk.vdi_uuid, disk.size)
 
 
-def _check_host(migration: Incoming) -> None:
+async def _check_host(migration: Incoming) -> None:
     vm, host = migration.vm, migration.host
     assert vm is not None
     for ref in host.records.find("VM", uuid=vm.uuid):
@@ -41,6 +44,12 @@ def _check_host(migration: Incoming) -> None:
             raise ImportError_(f"the VM {vm.uuid} is being received on this host already")
     for nic in vm.nics:
         host.toolstack.check_network(_network(migration, nic))
+    if vm.protocol != PROTOCOL_VERSION:
+        raise OtherVersion(host.name, vm.uuid)
+    _check_addresses(migration)
+    refusal = await host.domains.refuses(vm.machine, vm.cpu)
+    if refusal:
+        raise IncompatibleHost(vm.uuid, host.name, refusal)
     if vm.power_state != "Running":
         return
     capabilities = host.domains.capabilities()
@@ -50,8 +59,28 @@ def _check_host(migration: Incoming) -> None:
             host.name,
             f"its memory stream is {vm.stream or 'of no known form'}, this host reads {capabilities.stream}",
         )
-    free = host.free_memory()
-    if vm.memory > free:
+
+
+def _check_addresses(migration: Incoming) -> None:
+    """Two interfaces of one MAC on one network cut each other off. A VM that is off has its address only on paper."""
+    vm, records = migration.vm, migration.host.records
+    assert vm is not None
+    for nic in vm.nics:
+        for vif in records.find("VIF", MAC=nic.mac, network=_network(migration, nic)):
+            other = records.get("VM", records.get("VIF", vif)["VM"])
+            here = other["power_state"] != "Halted" or other.get("_incoming_uuid")
+            if here and other["uuid"] != vm.uuid and not other["is_a_template"]:
+                raise ImportError_(
+                    f"the MAC address {nic.mac} of its interface {nic.device} is that of VM {other['uuid']} "
+                    f"({other['name_label']!r}) on the same network"
+                )
+
+
+def _check_memory(migration: Incoming) -> None:
+    vm = migration.vm
+    assert vm is not None
+    free = migration.host.claims.memory(before=migration.id)
+    if vm.power_state == "Running" and vm.memory > free:
         raise NotEnoughMemory(vm.memory, free)
 
 
@@ -111,9 +140,9 @@ async def _check_space(migration: Incoming) -> None:
             wanted[disk.sr_ref] = wanted.get(disk.sr_ref, 0) + disk.size
     for sr_ref, size in wanted.items():
         sr: ISR = migration.host.toolstack.sr(sr_ref)
-        stat = await sr.stat()
-        if size > stat.free:
-            raise SrFull(sr.uuid, size, stat.free)
+        free = await migration.host.claims.space(sr_ref, sr, before=migration.id)
+        if size > free:
+            raise SrFull(sr.uuid, size, free)
 
 
 def _create_records(migration: Incoming) -> None:

@@ -15,6 +15,7 @@ async def receive_memory(migration: Incoming) -> None:
     attachments = await attach_disks(migration)
     spec = host.toolstack.spec_of(plan.vm, plan.domain, attachments)
     migration.restoration = await host.domains.restore(spec, migration.memory.fileno())
+    host.claims.has_domain(migration.id)
     await migration.restoration.accepting()
     migration.memory.taken()
     await migration.restoration.finished()

@@ -229,7 +229,7 @@ class Receiving:
         await phase2_receiving.prepare(self.migration)
 
     def complete(self) -> None:
-        self._end_turn()
+        self._let_others()
         self._answer = Answer(Outcome.COMMITTED)
         self._taken_up.happen(None)
         self._listening.stop()
@@ -286,7 +286,7 @@ class Receiving:
         self._taken_up.happen(None)
 
         def then() -> None:
-            self._end_turn()
+            self._let_others()
             self._end_task(self._reason)
             self._machine.cleaned()
             self._end_if_acknowledged()
@@ -335,6 +335,11 @@ class Receiving:
             self.migration.story.note(f"waits behind {behind} other migrations to this host")
         if self.migration.task is not None:
             tell_place(self.migration.task, "to be received", behind)
+
+    def _let_others(self) -> None:
+        """The host's again, or gone: what it needs is no longer claimed, and the next one has its turn."""
+        self.migration.host.claims.release(self.migration.id)
+        self._end_turn()
 
     def _end_turn(self) -> None:
         if self._turn is not None:

@@ -39,6 +39,15 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that the process takes up; 0 if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @attrs.frozen
 class ProcessName:
     """A process that cannot be confused with a later one of the same pid."""

@@ -56,11 +56,13 @@ class SRConfig:
 
 @attrs.frozen
 class SRStat:
-    """`total` and `free` bytes of the SR; `used` is what VDIs take up."""
+    """`total` and `free` bytes of the SR; `used` is what VDIs take up. `reserves`: `free` is already without what the
+    VDIs that are there may still grow by (the backend allocates whole VDIs, or counts their virtual sizes)."""
 
     total: int
     free: int
     used: int
+    reserves: bool = False
 
 
 @attrs.frozen

@@ -155,6 +155,9 @@ async def check_interface(bench: DomainBench) -> None:
     assert capabilities == bench.receiver.capabilities()
     assert capabilities.stream
     assert capabilities.machine
+    assert await bench.sender.refuses(capabilities.machine, capabilities.cpu) == ""
+    assert await bench.sender.refuses("", "") == ""
+    assert "pc-i440fx-0.1" in await bench.sender.refuses("pc-i440fx-0.1", "")
 
 
 @_check
@@ -162,6 +165,8 @@ async def check_a_life(bench: DomainBench) -> None:
     spec = await _running(bench)
     assert await bench.sender.state(spec.domain_id) is DomainState.RUNNING
     assert await bench.sender.domains() == [spec.domain_id]
+    assert 0 <= bench.sender.untouched() <= spec.memory
+    assert bench.receiver.untouched() == 0
     assert await bench.receiver.state(spec.domain_id) is DomainState.ABSENT
     await bench.sender.start(spec)
     await bench.sender.pause(spec.domain_id)

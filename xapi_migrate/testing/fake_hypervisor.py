@@ -63,6 +63,8 @@ class FakeHypervisor:
     interval: float = 0.01
     faults: Faults = attrs.field(factory=Faults)
     guests: dict[str, FakeGuest] = attrs.field(factory=dict)
+    machines: tuple[str, ...] = ()
+    """Machine types besides its own."""
     consoles: dict[str, list[int]] = attrs.field(factory=dict)
     """What each domain printed, by its id; kept when the domain is gone."""
     started: list[str] = attrs.field(factory=list)
@@ -242,6 +244,15 @@ class FakeDriver:
     async def state(self, domain_id: str) -> DomainState:
         guest = self.hypervisor.guests.get(domain_id)
         return DomainState.ABSENT if guest is None else guest.state
+
+    def untouched(self) -> int:
+        return 0
+
+    async def refuses(self, machine: str, cpu: str) -> str:
+        known = self.capabilities()
+        if machine not in ("", known.machine) and machine not in self.hypervisor.machines:
+            return f"it has no machine type {machine}"
+        return ""
 
     async def domains(self) -> list[str]:
         return sorted(self.hypervisor.guests)

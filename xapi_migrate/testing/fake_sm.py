@@ -50,6 +50,8 @@ class FakeStorage:
 
     uuid: str = attrs.Factory(lambda: str(uuids.uuid4()))
     size: int = 1 << 30
+    thin: bool = False
+    """A disk takes up its blocks that are not zero, and no more."""
     disks: dict[str, bytearray] = attrs.Factory(dict)
     nonces: dict[str, str] = attrs.Factory(dict)
     writers: dict[str, object] = attrs.Factory(dict)
@@ -174,13 +176,18 @@ class FakeSR:
     async def stat(self) -> SRStat:
         self._called("stat")
         self._require_attached()
-        used = sum(len(disk) for disk in self.storage.disks.values())
-        return SRStat(self.storage.size, self.storage.size - used, used)
+        used = sum(map(self._taken, self.storage.disks.values()))
+        return SRStat(self.storage.size, self.storage.size - used, used, reserves=not self.storage.thin)
 
     async def scan(self) -> list[VDIInfo]:
         self._called("scan")
         self._require_attached()
-        return [VDIInfo(vdi, len(disk), len(disk)) for vdi, disk in self.storage.disks.items()]
+        return [VDIInfo(vdi, len(disk), self._taken(disk)) for vdi, disk in self.storage.disks.items()]
+
+    def _taken(self, disk: bytearray) -> int:
+        if not self.storage.thin:
+            return len(disk)
+        return sum(min(BLOCK, len(disk) - at) for at in range(0, len(disk), BLOCK) if any(disk[at : at + BLOCK]))
 
     # -- VDIs
 

@@ -185,6 +185,7 @@ class SimHost:
         self.peers: Callable[[list[str]], IPeer] = lambda uris: (_ for _ in ()).throw(AssertionError("no peer"))
         self.uris_of: Callable[[Capability], list[str]] = lambda capability: [f"direct:{capability.text}"]
         self.up = False
+        self.free_memory = 1 << 40
         self._driver = driver
         self._options = options
         self._daemon = 0
@@ -205,7 +206,7 @@ class SimHost:
         host = Host(
             name=self.name, ref=self.ref, config=Config(Path("/nowhere"), **self._options), clock=self.clock,
             records=self.records, toolstack=self.toolstack, domains=self.domains, tasks=self.tasks,
-            journals=self.journals, peers=lambda uris: self.peers(uris), free_memory=lambda: 1 << 40,
+            journals=self.journals, peers=lambda uris: self.peers(uris), free_memory=lambda: self.free_memory,
         )  # fmt: skip
         self.engine = Engine(host, lambda capability: self.uris_of(capability))
         daemon = self._daemon

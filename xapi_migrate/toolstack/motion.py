@@ -16,6 +16,7 @@ from twisted.internet import task
 from twisted.logger import Logger
 
 from xapi_migrate.errors import CopyFailed, HandleInvalid, InternalError, MigrateError, OperationNotAllowed, SrFull
+from xapi_migrate.migration.claims import Claims, DiskClaim
 from xapi_migrate.migration.host import TaskHandle
 from xapi_migrate.migration.journal import IJournal, IJournals, Mark, data_of, marked
 from xapi_migrate.refusals import SrCannotMigrate, VdiNeedsVm
@@ -56,8 +57,9 @@ class StorageMotion:
 
     def __init__(
         self, records: Records, storage: Storage, operations: Operations, checks: SenderChecks, journals: IJournals,
-        clock: Any,
+        claims: Claims, clock: Any,
     ) -> None:  # fmt: skip
+        self._claims = claims
         self._records = records
         self._storage = storage
         self._operations = operations
@@ -102,18 +104,26 @@ class StorageMotion:
             if not IMovesImages.providedBy(self._storage.sr(ref)):
                 raise SrCannotMigrate(ref)
 
-    async def _check_space(self, vdi: str, sr: str) -> None:
-        size, stat = self._records.get("VDI", vdi)["virtual_size"], await self._storage.sr(sr).stat()
-        if size > stat.free:
-            raise SrFull(sr, size, stat.free)
+    async def _check_space(self, to: str, sr: str, size: int) -> None:
+        free = await self._claims.space(sr, self._storage.sr(sr), before=to)
+        if size > free:
+            raise SrFull(sr, size, free)
 
     # -- one disk
 
     async def _move(self, vm: str, vdi: str, sr: str, task_: TaskHandle, span: tuple[float, float]) -> str:
-        await self._check_space(vdi, sr)
+        to, size = str(uuid4()), self._records.get("VDI", vdi)["virtual_size"]
+        self._claims.take(to, 0, [DiskClaim(sr, to, size)])
+        try:
+            await self._check_space(to, sr, size)
+            return await self._move_to(to, vm, vdi, sr, task_, span)
+        finally:
+            self._claims.release(to)
+
+    async def _move_to(self, to: str, vm: str, vdi: str, sr: str, task_: TaskHandle, span: tuple[float, float]) -> str:
         record = self._records.get("VDI", vdi)
         uuids = {ref: str(self._records.get("SR", ref)["uuid"]) for ref in (record["SR"], sr)}
-        plan = Plan(task_.ref, vm, record["uuid"], uuids[record["SR"]], str(uuid4()), uuids[sr])
+        plan = Plan(task_.ref, vm, record["uuid"], uuids[record["SR"]], to, uuids[sr])
         journal = self._journals.begin(ROLE, str(uuid4()))
         await journal.record(Mark.BEGUN, **attrs.asdict(plan))
         copying = self._copy(plan, journal, record["virtual_size"], task_, span)

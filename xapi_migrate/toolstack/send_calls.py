@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from twisted.internet import defer
 
 from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, UriInvalid
+from xapi_migrate.migration.claims import Claims
 from xapi_migrate.migration.interfaces import PROTOCOL_VERSION, IPeer
 from xapi_migrate.refusals import HostCannotAttachNetwork, InterfaceHasNoIp, PifHasNoConfiguration
 from xapi_migrate.sm.interfaces import ISR
@@ -42,18 +43,18 @@ class SendingEngine(Protocol):
 
 class Receiver:
     """What this host says of itself to a sender. `sr` finds an attached SR, `stream` names the form of its hypervisor's
-    memory streams, `free_memory` is in bytes."""
+    memory streams, `claims` knows what memory and space are left."""
 
     def __init__(
         self, records: IRecords, host: str, sr: Callable[[str], ISR], networks: Networks, stream: Callable[[], str],
-        free_memory: Callable[[], int], clock: Any,
+        claims: Claims, clock: Any,
     ) -> None:  # fmt: skip
         self.host = host
         self._records = records
         self._sr = sr
         self._networks = networks
         self._stream = stream
-        self._free_memory = free_memory
+        self._claims = claims
         self._clock = clock
 
     def address(self, network: str) -> str:
@@ -75,7 +76,7 @@ class Receiver:
         places = await together(*(self._place(sr) for sr in srs))
         return About(
             protocol=PROTOCOL_VERSION, enabled=host["enabled"], cpus=int(host["cpu_info"].get("cpu_count", "1")),
-            memory_free=self._free_memory(), stream=self._stream(), srs=dict(zip(srs, places, strict=True)),
+            memory_free=self._claims.memory(), stream=self._stream(), srs=dict(zip(srs, places, strict=True)),
             networks=tuple(networks),
             unattachable=tuple(network for network in networks if not self._networks.attachable(network)),
         )  # fmt: skip
@@ -86,10 +87,10 @@ class Receiver:
             sr = self._sr(ref)
         except MigrateError:
             return Place(uuid, attached=False)
-        asked = started(sr.stat())
+        asked = started(self._claims.space(ref, sr))
         asked.addTimeout(STAT_SECONDS, self._clock)
         try:
-            return Place(uuid, attached=True, free=(await asked).free)
+            return Place(uuid, attached=True, free=await asked)
         except (MigrateError, OSError, defer.TimeoutError):
             return Place(uuid, attached=True)
 

@@ -123,12 +123,14 @@ def register_migration_calls(
 
     checks = SenderChecks(server.records, host.ref, stream)
     receiver = Receiver(
-        server.records, host.ref, host.toolstack.sr, toolstack.networks, stream, host.free_memory, host.clock
+        server.records, host.ref, host.toolstack.sr, toolstack.networks, stream, host.claims, host.clock
     )
-    motion = StorageMotion(server.records, toolstack.storage, toolstack.operations, checks, motions, host.clock)
+    motion = StorageMotion(
+        server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock
+    )
     server.dispatcher.register(
         MotionCalls(server.records, motion),
         SendCalls(server.records, engine, receiver, checks, host.peers, motion),
-        PlacementCalls(server.records, host.ref, checks, toolstack.networks, host.free_memory),
+        PlacementCalls(server.records, host.ref, checks, toolstack.networks, host.claims.memory),
     )
     return motion

@@ -91,7 +91,7 @@ class FileBackend:
         found = self._scan()
         if self._limit:
             used = sum(info.virtual_size for info in found)
-            return SRStat(self._limit, max(0, self._limit - used), used)
+            return SRStat(self._limit, max(0, self._limit - used), used, reserves=True)
         there = os.statvfs(self._location)
         used = sum(info.used for info in found)
         return SRStat(there.f_blocks * there.f_frsize, there.f_bavail * there.f_frsize, used)

@@ -67,7 +67,8 @@ async def test_the_limit_counts_virtual_sizes(tmp_path: Path) -> None:
     backend = open_sr(tmp_path, size_limit=str(10 * MIB))
     await backend.vdi_create(str(uuid.uuid4()), 8 * MIB)
     stat = await backend.stat()
-    assert (stat.total, stat.free, stat.used) == (10 * MIB, 2 * MIB, 8 * MIB)
+    assert (stat.total, stat.free, stat.used, stat.reserves) == (10 * MIB, 2 * MIB, 8 * MIB, True)
+    assert not (await open_sr(tmp_path).stat()).reserves  # without it a sparse image takes room as it is written
     with pytest.raises(SrFull) as full:
         await backend.vdi_create(str(uuid.uuid4()), 3 * MIB)
     assert (full.value.requested, full.value.available) == (3 * MIB, 2 * MIB)
