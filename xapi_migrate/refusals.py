@@ -28,6 +28,56 @@ class OperationBlocked(MigrateError):
 
 
 @catalogue
+class VbdIsEmpty(MigrateError):
+    """There is no medium in the drive {vbd}."""
+
+    code = "VBD_IS_EMPTY"
+    parameters = ("vbd",)
+    status = 409
+    vbd: str
+
+
+@catalogue
+class VbdNotEmpty(MigrateError):
+    """There is a medium in the drive {vbd} already: eject it first."""
+
+    code = "VBD_NOT_EMPTY"
+    parameters = ("vbd",)
+    status = 409
+    vbd: str
+
+
+@catalogue
+class VbdNotRemovable(MigrateError):
+    """The VBD {vbd} is a disk, and only a CD drive's medium is changed."""
+
+    code = "VBD_NOT_REMOVABLE_MEDIA"
+    parameters = ("vbd",)
+    status = 409
+    vbd: str
+
+
+@catalogue
+class DeviceAttached(MigrateError):
+    """The device {device} is attached already."""
+
+    code = "DEVICE_ALREADY_ATTACHED"
+    parameters = ("device",)
+    status = 409
+    device: str
+
+
+@catalogue
+class DeviceDetached(MigrateError):
+    """The device {device} is not attached."""
+
+    code = "DEVICE_ALREADY_DETACHED"
+    parameters = ("device",)
+    status = 409
+    device: str
+
+
+@catalogue
 class VmIsTemplate(MigrateError):
     """The VM {vm} is a template: {operation} is not possible."""
 

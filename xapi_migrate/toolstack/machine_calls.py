@@ -6,9 +6,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from xapi_migrate.errors import HandleInvalid, InvalidValue, OperationNotAllowed, RemoteError
-from xapi_migrate.mac import new_mac
-from xapi_migrate.store.interfaces import NULL
+from xapi_migrate.errors import InvalidValue, RemoteError
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
@@ -48,6 +46,7 @@ class MachineCalls:
         return self._records.create("VM", domid=-1, **given)
 
     async def VM_destroy(self, call: CallContext, self_: str) -> None:
+        self._operations.check_blocked(self_, "destroy")
         self._operations.check_free(self_)
         record = self._operations.require(self_, "Halted")
         for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs"), ("console", "consoles")):
@@ -128,68 +127,5 @@ class MachineCalls:
             memory_dynamic_max=dynamic_max,
         )  # fmt: skip
 
-    def VM_get_allowed_VBD_devices(self, call: CallContext, vm: str) -> list[str]:
-        used = {self._records.get("VBD", vbd)["userdevice"] for vbd in self._records.get("VM", vm)["VBDs"]}
-        return [str(number) for number in range(MOST_DEVICES) if str(number) not in used]
-
-    def VM_get_allowed_VIF_devices(self, call: CallContext, vm: str) -> list[str]:
-        used = {self._records.get("VIF", vif)["device"] for vif in self._records.get("VM", vm)["VIFs"]}
-        return [str(number) for number in range(MOST_DEVICES) if str(number) not in used]
-
     def VM_update_allowed_operations(self, call: CallContext, self_: str) -> None:
         """They are true always."""
-
-    # -- VBD, VIF -----------------------------------------------------------------------------
-
-    def _halted(self, vm: str) -> None:
-        """Devices come and go while the VM is off; hot-plug is not done."""
-        if vm == NULL:
-            raise HandleInvalid("VM", vm)
-        self._operations.check_free(vm)
-        self._operations.require(vm, "Halted")
-
-    def VBD_create(self, call: CallContext, args: dict[str, Any]) -> str:
-        given = dict(args)
-        vm = given.get("VM", NULL)
-        self._halted(vm)
-        free = self.VM_get_allowed_VBD_devices(call, vm)
-        if given.get("userdevice", "autodetect") in ("", "autodetect"):
-            given["userdevice"] = free[0] if free else ""
-        if given["userdevice"] not in free:
-            text = f"The VM {vm} has a VBD {given['userdevice']} already, or there is no such device."
-            raise RemoteError(["DEVICE_ALREADY_EXISTS", given["userdevice"]], text)
-        given.pop("currently_attached", None)
-        given.setdefault("type", "Disk")
-        given.setdefault("mode", "RW")
-        given["empty"] = given.get("VDI", NULL) == NULL
-        return self._records.create("VBD", **given)
-
-    def VBD_destroy(self, call: CallContext, self_: str) -> None:
-        self._halted(self._records.get("VBD", self_)["VM"])
-        self._records.destroy("VBD", self_)
-
-    def VIF_create(self, call: CallContext, args: dict[str, Any]) -> str:
-        given = dict(args)
-        vm = given.get("VM", NULL)
-        self._halted(vm)
-        if given.get("network", NULL) == NULL:
-            raise HandleInvalid("network", NULL)
-        free = self.VM_get_allowed_VIF_devices(call, vm)
-        if given.get("device", "") not in free:
-            raise RemoteError(["DEVICE_ALREADY_EXISTS", given.get("device", "")], f"The VM {vm} has that VIF already.")
-        given.pop("currently_attached", None)
-        if not given.get("MAC"):
-            given["MAC"] = new_mac()
-        if given.get("MTU", 0) <= 0:
-            given["MTU"] = self._records.get("network", given["network"])["MTU"]
-        return self._records.create("VIF", **given)
-
-    def VIF_destroy(self, call: CallContext, self_: str) -> None:
-        self._halted(self._records.get("VIF", self_)["VM"])
-        self._records.destroy("VIF", self_)
-
-    def VBD_plug(self, call: CallContext, self_: str) -> None:
-        raise OperationNotAllowed("Devices of running VMs are not changed by this server.")
-
-    def VBD_unplug(self, call: CallContext, self_: str) -> None:
-        raise OperationNotAllowed("Devices of running VMs are not changed by this server.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from xapi_migrate.errors import HandleInvalid, OtherOperationInProgress, VmBadPowerState
+from xapi_migrate.refusals import OperationBlocked
 from xapi_migrate.store.interfaces import Change, Record
 from xapi_migrate.store.records import Records
 
@@ -18,13 +19,16 @@ _ALLOWED = {
     "Paused": ["unpause", "hard_shutdown", "hard_reboot"],
     "Suspended": ["resume", "resume_on", "hard_shutdown"],
 }  # fmt: skip
+_MOVES = ("migrate_send", "pool_migrate")
 
 
 def allowed(record: Record) -> list[str]:
     """What may be done to a VM now."""
-    if record["current_operations"] or record["is_a_template"] or record["is_control_domain"]:
+    if record["current_operations"] or record["is_control_domain"]:
         return []
-    return list(_ALLOWED.get(record["power_state"], []))
+    possible = ["destroy"] if record["is_a_template"] else _ALLOWED.get(record["power_state"], [])
+    stays = _MOVES if record["platform"].get("nomigrate") in ("true", "1") else ()
+    return [one for one in possible if one not in record["blocked_operations"] and one not in stays]
 
 
 class Operations:
@@ -57,6 +61,12 @@ class Operations:
         for task, operation in self._records.get("VM", vm)["current_operations"].items():
             raise OtherOperationInProgress("VM", vm, operation, task)
 
+    def check_blocked(self, vm: str, operation: str) -> None:
+        """OperationBlocked if its administrator does not want it."""
+        blocked = self._records.get("VM", vm)["blocked_operations"]
+        if operation in blocked:
+            raise OperationBlocked(vm, blocked[operation])
+
     def require(self, vm: str, *states: str) -> Record:
         """The record, if its power state is one of these. VmBadPowerState."""
         record = self._records.get("VM", vm)
@@ -65,7 +75,8 @@ class Operations:
         return record
 
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
-        """Mark the VM busy. OtherOperationInProgress, HandleInvalid."""
+        """Mark the VM busy. OtherOperationInProgress, OperationBlocked, HandleInvalid."""
+        self.check_blocked(vm, operation)
         self.check_free(vm)
         self._records.update("VM", vm, current_operations={task: operation})
 

@@ -17,7 +17,6 @@ from xapi_migrate.together import started
 
 MakeSR = Callable[[SRConfig, ISRBackend], ISR]
 _SECTOR = 512
-_OPERATIONS = ["vdi_create", "vdi_destroy", "scan", "update", "forget", "destroy", "unplug"]
 
 
 class Storage:
@@ -72,7 +71,7 @@ class Storage:
     async def create(self, driver: str, device_config: dict[str, str], **fields: Any) -> str:
         """A new SR, attached, with the VDIs in it. Its ref. SrUnknownDriver, InvalidValue, SrBackendFailure."""
         self._drivers.get(driver)
-        sr = self._records.create("SR", type=driver, allowed_operations=list(_OPERATIONS), **fields)
+        sr = self._records.create("SR", type=driver, **fields)
         try:
             pbd = self._records.create("PBD", host=self._host, SR=sr, device_config=device_config)
             await self.plug(pbd)

@@ -122,7 +122,7 @@ def _host(records: Records, machine: Machine, address: str, name: str, profile: 
         software_version=profile.software_version(records.model) | {"hostname": machine.hostname},
         license_params=profile.license_params(), edition="free", cpu_info=machine.cpu,
         chipset_info={"iommu": "false"},
-        capabilities=["hvm-3.0-x86_64"], allowed_operations=["evacuate", "vm_migrate", "vm_start"],
+        capabilities=["hvm-3.0-x86_64"],
     )  # fmt: skip
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
 from xapi_migrate.migration.host import Host
 from xapi_migrate.migration.journal import FileJournals, IJournals
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
+from xapi_migrate.toolstack.allowed import AllowedOperations
 from xapi_migrate.toolstack.bridges import Bridges
+from xapi_migrate.toolstack.device_calls import DeviceCalls
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
@@ -29,19 +31,25 @@ from xapi_migrate.toolstack.suspending import Suspending
 from xapi_migrate.xenapi.server import XenAPIServer
 
 
+class Follower(Protocol):
+    """Keeps some records true as others change."""
+
+    def stop(self) -> None: ...
+
+
 class Toolstack:
     """What `migration.host.Toolstack` asks for, by storage, machines and operations."""
 
     def __init__(
         self, storage: Storage, networks: Networks, machines: Machines, suspending: Suspending,
-        operations: Operations, running: RunningRecords,
+        operations: Operations, *followers: Follower,
     ) -> None:  # fmt: skip
         self.storage = storage
         self.networks = networks
         self.machines = machines
         self.suspending = suspending
         self.operations = operations
-        self._running = running
+        self._followers = followers
 
     async def open(self) -> None:
         """After the domain driver and the SM services were opened, before the engine takes up its migrations."""
@@ -54,7 +62,8 @@ class Toolstack:
         """Let go; SRs stay attached, domains go on."""
         await self.machines.close()
         self.operations.stop()
-        self._running.stop()
+        for follower in self._followers:
+            follower.stop()
 
     def sr(self, ref: str) -> ISR:
         return self.storage.sr(ref)
@@ -108,8 +117,10 @@ def make_toolstack(
         HostCalls(records, networks, server.tasks),
         StorageCalls(records, storage),
         MachineCalls(records, machines, suspending, operations, clock, host),
+        DeviceCalls(records, operations),
     )
-    return Toolstack(storage, networks, machines, suspending, operations, running)
+    allowed = AllowedOperations(records, host)
+    return Toolstack(storage, networks, machines, suspending, operations, running, allowed)
 
 
 def register_migration_calls(
