@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from xapi_migrate.errors import InvalidValue, RemoteError
+from xapi_migrate.errors import HandleInvalid, InvalidValue, RemoteError
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
