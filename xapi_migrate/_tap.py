@@ -32,6 +32,7 @@ class Options(UsageOptions):
         ["state-dir", None, None, "Folder of this daemon's database, journal, sockets, consoles and certificates."],
         ["database", None, None, "SQLAlchemy URL of the records [an SQLite file in the state folder]."],
         ["users", None, None, "File of user names and password hashes [users in the state folder]."],
+        ["upstream", None, None, "Toolstack to work beside: https://HOST[:PORT][#sha256=HEX] or unix:/PATH [none]."],
         ["domains", None, None, "Hypervisor; qemu is the only one so far [qemu]."],
     ]
     optFlags = [["show-config", None, "Print the settings that hold, as a TOML file, and end."]]
@@ -79,7 +80,7 @@ class Options(UsageOptions):
 
     def _config(self) -> Config:
         file = load(Path(self["config"])) if self["config"] else {}
-        names = ("state-dir", "database", "users", "domains")
+        names = ("state-dir", "database", "users", "upstream", "domains")
         said = {name.replace("-", "_"): self[name] for name in names if self[name] is not None}
         if self._listen:
             said["listen"] = tuple(self._listen)

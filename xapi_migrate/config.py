@@ -42,6 +42,13 @@ class Config:
     api_socket: str = ""
     # Who may open api_socket: 0600 the daemon's user only, 0660 its group too.
     api_socket_mode: str = "0600"
+    # The toolstack beside which this daemon works: https://HOST[:PORT], http://HOST[:PORT] or unix:/PATH. Everything
+    # that is not ours is passed through to it; log-ins, sessions, VMs and storage are its own. Empty: none, this daemon
+    # is the toolstack. "#sha256=" and the certificate's SHA-256 behind an https URL pins the certificate. A unix socket
+    # lets everybody in as root, so it is passed through to for api_socket only, never for the network.
+    upstream: str = ""
+    # PEM file of the authorities that vouch for an upstream without a fingerprint; empty: the system's.
+    upstream_authorities: str = ""
     # SQLAlchemy URL of the records; empty: an SQLite file in state_dir.
     database: str = ""
     # File of user names and password hashes; empty: state_dir/users.

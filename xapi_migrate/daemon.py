@@ -33,6 +33,8 @@ from .toolstack.bridges import LinuxBridges
 from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
+from .upstream.address import parse_upstream
+from .upstream.opening import front, open_overlay
 from .uris import offer
 from .uris.capability import Capability
 from .uris.peer import HttpPeer
@@ -89,6 +91,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         await in_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
     identity = await in_thread(tls.HostIdentity.load, state_dir, config.certificate, config.private_key)
     trust = await in_thread(tls.trust_root, state_dir / config.authorities) if config.authorities else None
+    upstream = parse_upstream(config.upstream) if config.upstream else None
+    vouching = config.upstream_authorities
+    upstream_trust = await in_thread(tls.trust_root, state_dir / vouching) if vouching else None
     reach = Reach.all_but(config.denied_networks)
     endpoints = [tls.server_endpoint(reactor, one, identity) for one in config.listen]
 
@@ -131,7 +136,13 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     await toolstack.machines.resync()
     server.start()
 
-    site = server.site(MigrationTree(engine, config.metadata_limit, reactor), config.request_limit)
+    tree = MigrationTree(engine, config.metadata_limit, reactor)
+    served: Callable[[MigrationTree | None], Any] = partial(server.site, request_limit=config.request_limit)
+    if upstream is not None:
+        overlay = open_overlay(upstream, reactor, config.request_limit, upstream_trust)
+        daemon.closes(overlay.pool.close)
+        served = partial(front, overlay)
+    site = served(tree)
     for description, endpoint in zip(config.listen, endpoints, strict=True):
         port = await endpoint.listen(site)
         daemon.ports.append(port)
@@ -142,7 +153,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         log.info("listening: {description}", description=description)
     if config.api_socket:
         path = state_dir / config.api_socket
-        port = await listen_locally(reactor, path, config.api_socket_mode, server.site(None, config.request_limit))
+        port = await listen_locally(reactor, path, config.api_socket_mode, served(None))
         daemon.ports.append(port)
         daemon.closes(lambda port=port: defer.maybeDeferred(port.stopListening))  # type: ignore[misc]
         log.info("listening: {description}", description=f"unix:{path}")

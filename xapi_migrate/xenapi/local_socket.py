@@ -8,13 +8,12 @@ from __future__ import annotations
 import socket
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IListeningPort
 
 from xapi_migrate.errors import InvalidValue
 from xapi_migrate.processes.in_thread import in_thread
-from xapi_migrate.xenapi.site import ApiSite
 
 MODES = {"0600": 0o600, "0660": 0o660}
 LONGEST = 107
@@ -22,7 +21,13 @@ LONGEST = 107
 _ANSWER_SECONDS = 5.0
 
 
-async def listen_locally(reactor: Any, path: Path, mode: str, site: ApiSite) -> IListeningPort:
+class Trusting(Protocol):
+    """What serves a port; `trusted`: whoever connects is root on this host, or as good."""
+
+    trusted: bool
+
+
+async def listen_locally(reactor: Any, path: Path, mode: str, site: Trusting) -> IListeningPort:
     """Serve `site` at `path`, where an ended daemon may have left its socket. InvalidValue for a mode that is none of
     MODES or a path that is too long; OSError if something else is there, or another daemon answers."""
     if mode not in MODES:

@@ -1,0 +1,1 @@
+"""Beside an existing toolstack: what is not ours is passed through to it (docs/upstream.md)."""
