@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from xapi_migrate.lab.remains import mounts
+from xapi_migrate.processes.remains import mounts
 
 
 def _below(path: str, folder: str) -> bool:

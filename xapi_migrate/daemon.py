@@ -129,7 +129,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     engine = _engine(daemon, config, about, identity.fingerprint())
     daemon.closes(engine.stop)
     server.dispatcher.register(MigrationCalls(records, engine))
-    motion = register_migration_calls(server, engine, about, toolstack, FileJournals(state_dir / "motions"))
+    motion = register_migration_calls(server, engine, about, toolstack, FileJournals(state_dir / "motions"), services)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
     server.tasks.fail_orphans()

@@ -18,7 +18,7 @@ import pytest
 from tests.leftovers import processes
 from xapi_migrate.cli.connection import Server
 from xapi_migrate.lab.lab import Lab
-from xapi_migrate.lab.remains import mounts
+from xapi_migrate.processes.remains import mounts
 from xapi_migrate.testing.guests import ticker
 
 pytestmark = pytest.mark.system

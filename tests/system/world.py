@@ -13,10 +13,10 @@ from typing import Any
 import attrs
 import XenAPI
 
-from xapi_migrate.lab import remains
 from xapi_migrate.lab.host import USER, LabHost
 from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest, start_guest
+from xapi_migrate.processes import remains
 from xapi_migrate.processes.child import RECORD
 from xapi_migrate.testing.guests import ticker
 

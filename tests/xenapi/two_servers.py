@@ -18,6 +18,7 @@ from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import SRConfig
+from xapi_migrate.sm.services import SMServices
 from xapi_migrate.store.records import Records
 from xapi_migrate.testing.fake_bridges import FakeBridges
 from xapi_migrate.testing.fake_domains import FakeDomains
@@ -160,7 +161,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     listeners: list[Listener] = []
     engine = Engine(host, lambda capability: build(capability, listeners, ("http",)))
     server.dispatcher.register(MigrationCalls(records, engine))
-    register_migration_calls(server, engine, host, toolstack, MemoryJournals())
+    register_migration_calls(server, engine, host, toolstack, MemoryJournals(), SMServices(reactor, folder))
     await engine.start(server.tasks.resume)
     server.start()
     site = server.site(MigrationTree(engine, 4 << 20, reactor))

@@ -17,6 +17,8 @@ COMMANDS = {
     "task-cancel": "task",
     "sr-list": "storage",
     "sm-list": "storage",
+    "doctor": "doctor",
+    "force-settle": "doctor",
     "user-set": "user",
     "user-remove": "user",
     "lab": "lab",

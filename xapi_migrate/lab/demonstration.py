@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 import XenAPI
 
+from ..processes import remains
 from ..testing.guests import ticker
-from . import remains
 from .host import LabHost
 from .lab import Lab
 from .provisioning import NULL

@@ -18,9 +18,9 @@ from ..cli.connection import Server
 from ..cli.failures import Refused
 from ..config import MigrationTimes
 from ..configuration import build, show
+from ..processes import remains
 from ..processes.child import ProcessName, boot_id, start_time
 from ..xenapi.passwords import user_line
-from . import remains
 
 USER = "root"
 

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..cli.failures import Refused
+from ..processes import remains
 from ..processes.child import ProcessName, boot_id, start_time
-from . import remains
 from .console import wait_for_counters
 from .host import USER, LabHost
 from .provisioning import Guest, create_sr, start_guest

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
+import attrs
 from twisted.internet import defer
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..domains.interfaces import DomainState
-from ..errors import DomainError, OperationNotAllowed, UriInvalid, VdiNotInMap, VmBadPowerState
+from ..errors import DomainError, MigrateError, OperationNotAllowed, UriInvalid, VdiNotInMap, VmBadPowerState
 from ..moment import Moment
 from ..refusals import MigrationNotBegun
 from ..steps import Step
@@ -32,6 +33,17 @@ from .waiting import tell_place, wait_for_turn
 
 log = Logger()
 MOST_URIS = 16
+
+
+@attrs.frozen
+class Claims:
+    """Ids of migrations, refs of VMs, ids of domains, uuids of VDIs, refs of copies."""
+
+    migrations: set[str]
+    vms: set[str]
+    domains: set[str]
+    vdis: set[str]
+    copies: set[str]
 
 
 @implementer(IOffers)
@@ -163,6 +175,37 @@ class Engine:
         for vbd in self._host.toolstack.disks(vm):
             if (vdi := records.get("VBD", vbd)["VDI"]) not in vdi_to_sr:
                 raise VdiNotInMap(vdi)
+
+    # -- the administrator's --------------------------------------------------------------------
+
+    async def settle(self, vm: str, outcome: Outcome) -> None:
+        """`force-settle`: the sender of the VM with this uuid, which is in doubt, takes `outcome` for what the receiver
+        has decided. COMMITTED: the domain goes, the VM stays here, Halted, with its disks. ABORTED: it runs on here.
+        Fires when that is done. OperationNotAllowed."""
+        for sending in self._outgoing.values():
+            if sending.migration.vm_uuid == vm:
+                ended = sending.ended.wait()
+                sending.settle(outcome)
+                await ended.addErrback(lambda failure: failure.trap(MigrateError) and None)
+                return
+        raise OperationNotAllowed(f"No migration of a VM {vm} is under way on this host.")
+
+    def in_doubt(self) -> list[str]:
+        """The uuids of the VMs whose sender waits for the receiver's word."""
+        return [sending.migration.vm_uuid for sending in self._outgoing.values() if sending.in_doubt]
+
+    def claims(self) -> Claims:
+        """What the migrations under way need, so that nobody takes it for left behind."""
+        plans = [incoming.migration.plan for incoming in self._incoming.values() if incoming.migration.plan]
+        sendings = [sending.migration for sending in self._outgoing.values()]
+        return Claims(
+            migrations={incoming.migration.id for incoming in self._incoming.values()} | {one.id for one in sendings},
+            vms={plan.vm for plan in plans} | {plan.final_ref for plan in plans} | {one.vm for one in sendings},
+            domains={plan.domain for plan in plans} | {one.domain for one in sendings},
+            vdis={disk.vdi_uuid for plan in plans for disk in plan.disks}
+            | {disk.vdi_uuid for one in sendings for disk in one.disks},
+            copies={disk.copy for one in sendings for disk in one.disks},
+        )
 
     # -- IOffers ------------------------------------------------------------------------------
 

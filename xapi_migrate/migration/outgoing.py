@@ -72,10 +72,13 @@ class Outgoing:
     suspension: ISuspension | None = None
     memory_put: defer.Deferred[None] | None = None
     suspended_at: float | None = None
+    forced: bool = False
+    """That it was committed is an administrator's word, not the receiver's."""
 
     @property
     def keep_source(self) -> bool:
-        return bool(self.copy_ref) or self.options.get("keep_source") == "true"
+        """The VM stays here, Halted, with its disks."""
+        return self.forced or bool(self.copy_ref) or self.options.get("keep_source") == "true"
 
     def end_turn(self) -> None:
         """The next one may begin: there is nothing more to transfer."""
@@ -172,4 +175,5 @@ def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) 
         vif_to_network={},
         options=begun["options"],
         copy_ref=begun.get("copy_ref", ""),
+        forced=data_of(journal, Mark.COMMITTED).get("forced", False),
     )

@@ -165,6 +165,8 @@ def _create_records(migration: Incoming) -> None:
         is_a_template=False,
         current_operations={task.ref: "import"} if task else {},
         _incoming_uuid=vm.uuid,
+        _migration=migration.id,
+        _receiver=host.ref,
         **fields,
     )
     for disk, told in zip(plan.disks, vm.disks, strict=True):
@@ -183,6 +185,8 @@ def _create_records(migration: Incoming) -> None:
                 sharable=False,
                 managed=True,
                 location=disk.vdi_uuid,
+                _migration=migration.id,
+                _receiver=host.ref,
             )
         records.create(
             "VBD",

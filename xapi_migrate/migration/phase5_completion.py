@@ -8,6 +8,7 @@ from twisted.internet import task
 from ..domains.interfaces import DomainState
 from ..errors import MigrateError, PeerSilent
 from ..steps import Step
+from ..store.interfaces import NULL
 from ..together import together
 from .host import Host
 from .interfaces import Answer, IPeer, Outcome
@@ -80,7 +81,9 @@ async def clean_up(migration: Outgoing) -> None:
     await together(*(_leave_disk(migration, disk) for disk in migration.disks))
     if migration.keep_source:
         host.toolstack.set_domain(migration.vm, "")
-        host.records.update("VM", migration.vm, power_state="Halted")
+        host.records.update("VM", migration.vm, power_state="Halted", resident_on=NULL)
+        for disk in migration.disks:
+            host.records.update("VBD", disk.vbd, currently_attached=False)
     else:
         _forget_records(migration)
     await host.records.flush()

@@ -63,10 +63,13 @@ async def complete(migration: Incoming) -> None:
     other = {key: value for key, value in host.records.get("VM", final)["other_config"].items() if key != HIDDEN}
     host.records.update(
         "VM", final, other_config=other, power_state=power_state, current_operations={}, _incoming_uuid="",
+        _migration="",
         resident_on=host.ref if power_state in ("Running", "Paused") else "OpaqueRef:NULL",
     )  # fmt: skip
     for disk in plan.disks:
         host.records.update("VBD", disk.vbd, currently_attached=power_state in ("Running", "Paused"))
+        if not disk.found:
+            host.records.update("VDI", disk.vdi, _migration="")
     await host.records.flush()
 
 

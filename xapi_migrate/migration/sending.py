@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import MigrateError, MigrationAborted, OfferTaken, TaskCancelled, VmMigrateFailed
+from ..errors import MigrateError, MigrationAborted, OfferTaken, OperationNotAllowed, TaskCancelled, VmMigrateFailed
 from ..moment import Moment
 from ..steps import Step
 from ..together import started, together
@@ -17,6 +17,7 @@ from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_me
 from .heartbeat import Pulse
 from .interfaces import Answer, Outcome
 from .journal import JournalFailed, Mark, note_end
+from .machine_state import state_of
 from .one_work import OneWork
 from .outgoing import Outgoing
 from .sender import ISenderWork, build_sender
@@ -73,6 +74,21 @@ class Sending:
     def cancel(self) -> None:
         """The client's cancel; the task ends when everything is back in place (or the receiver's word was too late)."""
         self._machine.cancel(TaskCancelled(self.migration.task.ref))
+
+    def settle(self, outcome: Outcome) -> None:
+        """An administrator's word in place of the receiver's, whom nobody can ask any more. OperationNotAllowed unless
+        this sender is in doubt. If the word is wrong, two copies run, or none: nothing here can know."""
+        if not self.in_doubt:
+            vm = self.migration.vm_uuid
+            raise OperationNotAllowed(f"The migration of VM {vm} is not in doubt: it ends by itself.")
+        self.migration.forced = outcome is Outcome.COMMITTED
+        self.migration.story.note(f"settled by force: {outcome.value}")
+        self._decide(_said(Answer(outcome, "an administrator said so")))
+
+    @property
+    def in_doubt(self) -> bool:
+        """The receiver is being asked what it decided."""
+        return state_of(self._machine) in ("InDoubt", "Withdrawing")
 
     def failed(self, reason: Exception) -> None:
         """Something outside the work of the current state went wrong (the domain ended)."""
@@ -197,7 +213,8 @@ class Sending:
         """The receiver's word, written down. Where that fails the word still holds, but the receiver must not be told
         that it may forget it: a restarted daemon has to be able to ask again."""
         try:
-            await self.migration.journal.record(Mark.COMMITTED if outcome is Outcome.COMMITTED else Mark.ABORTED)
+            mark = Mark.COMMITTED if outcome is Outcome.COMMITTED else Mark.ABORTED
+            await self.migration.journal.record(mark, **({"forced": True} if self.migration.forced else {}))
         except JournalFailed as failure:
             self._forgetful = True
             self.migration.story.note(str(failure))
@@ -266,6 +283,10 @@ class Sending:
         return VmMigrateFailed(
             self.migration.vm, self.migration.host.name, self.migration.peer.destination, text + where
         )
+
+
+async def _said(answer: Answer) -> Answer:
+    return answer
 
 
 def _exception(failure: Failure) -> Exception:

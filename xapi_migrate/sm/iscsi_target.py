@@ -108,6 +108,16 @@ class ISCSIService:
         """All VDIs that are LUNs."""
         return {vdi for target in self._state.targets.values() for vdi in target.luns}
 
+    def by_migration(self) -> dict[str, list[str]]:
+        """The VDIs that are LUNs, by migration_id."""
+        return {name: list(target.luns) for name, target in self._state.targets.items()}
+
+    async def drop(self, name: str) -> None:
+        """Take away all that is served under this migration_id."""
+        for vdi in self.by_migration().get(name, []):
+            await self._locked(lambda vdi=vdi: self._close_lun(name, vdi))  # type: ignore[misc]
+        await self._locked(lambda: self._tidy(name))
+
     async def stop(self) -> None:
         """End tgtd, whatever it serves."""
         await self._locked(self._stop)

@@ -87,7 +87,14 @@ class NBDService:
 
     async def close(self, migration: str, vdi: str) -> bool:
         """Take a disk away; when this fires no request is in flight and none can come. False: there was none."""
-        folder = f"{migration_id(migration)}-{vdi}"
+        return await self._close(f"{migration_id(migration)}-{vdi}")
+
+    async def drop(self, name: str) -> None:
+        """Take away all that is served under this migration_id."""
+        for vdi in self.by_migration().get(name, []):
+            await self._close(f"{name}-{vdi}")
+
+    async def _close(self, folder: str) -> bool:
         export = self._exports.get(folder)
         if export is None:
             return False
@@ -100,6 +107,13 @@ class NBDService:
     def served(self) -> set[str]:
         """All VDIs that are served."""
         return {export.vdi for export in self._exports.values()}
+
+    def by_migration(self) -> dict[str, list[str]]:
+        """The VDIs that are served, by migration_id."""
+        found: dict[str, list[str]] = {}
+        for export in self._exports.values():
+            found.setdefault(export.migration, []).append(export.vdi)
+        return found
 
     def portals(self) -> list[str]:
         """Where a living process serves a disk."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from xapi_migrate.errors import OperationNotAllowed, RemoteError
+from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.this_host import free_memory
@@ -38,9 +38,6 @@ class HostCalls:
 
     def host_has_extension(self, call: CallContext, host: str, name: str) -> bool:
         return False
-
-    def host_call_plugin(self, call: CallContext, host: str, plugin: str, fn: str, args: dict[str, str]) -> str:
-        raise RemoteError(["XENAPI_MISSING_PLUGIN", plugin], f"There is no plug-in named {plugin} here.")
 
     def host_get_data_sources(self, call: CallContext, host: str) -> list[Any]:
         return []

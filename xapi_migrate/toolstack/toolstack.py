@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
+from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.migration.journal import FileJournals, IJournals
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
+from xapi_migrate.sm.services import SMServices
 from xapi_migrate.toolstack.allowed import AllowedOperations
 from xapi_migrate.toolstack.bridges import Bridges
 from xapi_migrate.toolstack.device_calls import DeviceCalls
 from xapi_migrate.toolstack.host_calls import HostCalls
+from xapi_migrate.toolstack.leftovers import Leftovers
 from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.motion import StorageMotion
@@ -22,8 +25,9 @@ from xapi_migrate.toolstack.motion_calls import MotionCalls
 from xapi_migrate.toolstack.networks import REFUSE, Networks
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.placement_calls import PlacementCalls
+from xapi_migrate.toolstack.plugin_calls import PluginCalls
 from xapi_migrate.toolstack.running_records import RunningRecords
-from xapi_migrate.toolstack.send_calls import Receiver, SendCalls, SendingEngine
+from xapi_migrate.toolstack.send_calls import Receiver, SendCalls
 from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import MakeSR, Storage
 from xapi_migrate.toolstack.storage_calls import StorageCalls
@@ -124,7 +128,7 @@ def make_toolstack(
 
 
 def register_migration_calls(
-    server: XenAPIServer, engine: SendingEngine, host: Host, toolstack: Toolstack, motions: IJournals
+    server: XenAPIServer, engine: Engine, host: Host, toolstack: Toolstack, motions: IJournals, services: SMServices
 ) -> StorageMotion:
     """The calls of today's clients that migrate, for the same `engine` and `host` as VM.receive and VM.migrate. The
     storage motion that they use, whose journals are `motions`."""
@@ -139,9 +143,11 @@ def register_migration_calls(
     motion = StorageMotion(
         server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock
     )
+    leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref)
     server.dispatcher.register(
         MotionCalls(server.records, motion),
         SendCalls(server.records, engine, receiver, checks, host.peers, motion),
         PlacementCalls(server.records, host.ref, checks, toolstack.networks, host.claims.memory),
+        PluginCalls(engine, leftovers),
     )
     return motion

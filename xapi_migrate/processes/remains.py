@@ -1,4 +1,4 @@
-"""What a lab's hosts leave on the machine when their daemons have gone: processes and mounts below a folder.
+"""What daemons leave on the machine when they have gone: processes and mounts below a folder.
 
 A process is only ended where its name is sure: its `process.json` (pid, start time, boot), or a command line that is
 the daemon's word for word.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..processes.child import RECORD, ProcessName, boot_id, start_time
+from .child import RECORD, ProcessName, boot_id, start_time
 
 
 def children(folder: Path) -> dict[ProcessName, Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from xapi_migrate.lab import remains
+from xapi_migrate.processes import remains
 from xapi_migrate.processes.child import RECORD, ProcessName, boot_id, start_time
 
 

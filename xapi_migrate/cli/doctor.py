@@ -1,0 +1,78 @@
+"""xapi-migrate doctor and force-settle: what an administrator does after the worst."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from .connection import Server, server_option
+from .failures import ExitCode, Refused
+from .output import json_option, show
+
+PLUGIN = "xapi-migrate"
+DANGER = {
+    "moved": "If the VM does not run at the receiving host, no copy of it runs any more: its memory here is thrown"
+    " away. It stays here as a Halted VM with its disks, which must not be started if the other one runs.",
+    "stays": "If the receiving host runs the VM, or comes back and does, two copies of it run and destroy each other's"
+    " data. Make sure that the receiving host is off, or that the VM is gone there.",
+}
+
+
+@click.command("doctor")
+@server_option
+@click.option("--remove", is_flag=True, help="Remove what is left behind, after asking.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@json_option
+def doctor(server: Server, remove: bool, yes: bool, as_json: bool) -> int:
+    """Tell what is left behind on a host (domains, datapaths, copiers, targets, VDIs, records that nobody needs), what
+    removing it would do, and which VMs are in doubt. Exit status 1 if something is left."""
+    with server.session() as session:
+        host = _host(session)
+        found = json.loads(_ask(session, host, "leftovers"))
+        doubtful = json.loads(_ask(session, host, "in_doubt"))
+        show(found, ("kind", "name", "why", "remedy"), as_json, "Nothing is left behind.")
+        for vm in [] if as_json else doubtful:
+            click.echo(f"VM {vm} is in doubt: its receiver has not said whether it runs it. See force-settle.")
+        if not found or not (remove or yes):
+            return ExitCode.FAILED if found else ExitCode.DONE
+        if not yes:
+            click.confirm(f"Remove {'this' if len(found) == 1 else f'these {len(found)}'}?", abort=True, err=True)
+        names = [f"{one['kind']}:{one['name']}" for one in found]
+        done = json.loads(_ask(session, host, "remove_leftovers", names=json.dumps(names)))
+        left = json.loads(_ask(session, host, "leftovers"))
+    for sentence in done["failed"]:
+        click.echo(sentence, err=True)
+    if not as_json:
+        click.echo(f"Removed: {len(done['removed'])}. Still there: {len(left)}.")
+    return ExitCode.FAILED if left else ExitCode.DONE
+
+
+@click.command("force-settle")
+@server_option
+@click.argument("vm")
+@click.option("--outcome", type=click.Choice(sorted(DANGER)), required=True,
+              help="moved: the receiving host runs the VM. stays: it does not, and never will.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Do not ask to type the VM's uuid.")
+def force_settle(server: Server, vm: str, outcome: str, yes: bool) -> None:
+    """Decide in the receiver's place about the VM with this UUID, whose sender (the server) is in doubt and whose
+    receiver will never answer again. A VM that is in doubt otherwise waits for as long as it takes."""
+    with server.session() as session:
+        host = _host(session)
+        if vm not in json.loads(_ask(session, host, "in_doubt")):
+            raise Refused(f"VM {vm} is not in doubt on this host: there is nothing to settle.")
+        click.echo(DANGER[outcome], err=True)
+        if not yes and click.prompt("To go on, type the VM's uuid", err=True) != vm:
+            raise Refused("That is another uuid: nothing was done.")
+        _ask(session, host, "force_settle", vm=vm, outcome=outcome)
+    click.echo(f"VM {vm} {'is Halted here' if outcome == 'moved' else 'runs on here'}.")
+
+
+def _host(session: Any) -> str:
+    """The host that the session is with."""
+    return str(session.xenapi.session.get_this_host(session.handle))
+
+
+def _ask(session: Any, host: str, function: str, **arguments: str) -> str:
+    return str(session.xenapi.host.call_plugin(host, PLUGIN, function, arguments))

@@ -1,0 +1,65 @@
+"""host.call_plugin: what an administrator may ask of this server and XenAPI has no call for.
+
+The plug-in is `xapi-migrate`. Its functions: `leftovers` and `remove_leftovers` (JSON), `in_doubt` (JSON) and
+`force_settle`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from typing import Protocol
+
+from xapi_migrate.errors import InvalidValue, RemoteError
+from xapi_migrate.migration.interfaces import Outcome
+from xapi_migrate.toolstack.leftovers import Leftovers
+from xapi_migrate.xenapi.calls import CallContext
+
+PLUGIN = "xapi-migrate"
+_TOLD = ("kind", "name", "why", "remedy")
+OUTCOMES = {"moved": Outcome.COMMITTED, "stays": Outcome.ABORTED}
+"""What an administrator may say of a VM whose sender is in doubt: it runs at the receiver; it never will."""
+
+
+class SettlingEngine(Protocol):
+    """What `force_settle` needs of the engine."""
+
+    def settle(self, vm: str, outcome: Outcome) -> Awaitable[None]: ...
+    def in_doubt(self) -> list[str]: ...
+
+
+class PluginCalls:
+    """The functions of the plug-in."""
+
+    def __init__(self, engine: SettlingEngine, leftovers: Leftovers) -> None:
+        self._engine = engine
+        self._leftovers = leftovers
+
+    async def host_call_plugin(self, call: CallContext, host: str, plugin: str, fn: str, args: dict[str, str]) -> str:
+        if plugin != PLUGIN:
+            raise RemoteError(["XENAPI_MISSING_PLUGIN", plugin], f"There is no plug-in named {plugin} here.")
+        if fn == "leftovers":
+            found = await self._leftovers.find()
+            return json.dumps([{key: getattr(one, key) for key in _TOLD} for one in found])
+        if fn == "remove_leftovers":
+            removed, failed = await self._leftovers.remove(_names(args.get("names", "")))
+            return json.dumps({"removed": removed, "failed": failed})
+        if fn == "in_doubt":
+            return json.dumps(self._engine.in_doubt())
+        if fn == "force_settle":
+            if args.get("outcome") not in OUTCOMES:
+                raise InvalidValue("outcome", args.get("outcome", ""))
+            await self._engine.settle(args.get("vm", ""), OUTCOMES[args["outcome"]])
+            return ""
+        raise RemoteError(["UNKNOWN_XENAPI_PLUGIN_FUNCTION", fn], f"The plug-in {plugin} has no function named {fn}.")
+
+
+def _names(text: str) -> list[str]:
+    """InvalidValue."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidValue("names", text[:100])
+    return names
