@@ -222,9 +222,9 @@ def test_a_domain_goes_on_only_with_its_disks(world: TwoHosts) -> None:
     domains = world.source.domains
     resume = domains.resume
 
-    async def watched(domain: str) -> None:
+    async def watched(domain: str, paused: bool = False) -> None:
         resumed_without.extend(vdi for vdi in sr.storage.disks if not sr._active(vdi))
-        await resume(domain)
+        await resume(domain, paused)
 
     task = world.migrate(vm)
     assert world.run(30, lambda: "GET control" in world.wire.messages)

@@ -87,18 +87,6 @@ def test_no_uris(quiet: World, guest: GuestOf) -> None:
     assert migrate(quiet, _ref(quiet, guest), [], {}, {})[0] == "INVALID_VALUE"
 
 
-def test_a_wrong_power_state(quiet: World, guest: GuestOf) -> None:
-    with quiet.session(quiet.source) as api:
-        vm = api.VM.get_by_uuid(guest.uuid)
-        api.VM.pause(vm)
-        try:
-            error = migrate(quiet, vm, quiet.receive(), {}, {})
-        finally:
-            api.VM.unpause(vm)
-    assert error[0] == "VM_BAD_POWER_STATE"
-    assert error[3] == "paused"
-
-
 def test_a_vdi_without_an_sr_to_go_to(quiet: World, guest: GuestOf) -> None:
     with quiet.session(quiet.destination) as api:
         uris = api.VM.receive(NULL)

@@ -81,7 +81,7 @@ class Guest:
         record = self.record
         assert record["power_state"] == "Suspended" and [record["suspend_VDI"]] == self.images
         assert record["resident_on"] == NULL and record["current_operations"] == {}
-        assert record["allowed_operations"] == ["resume", "resume_on", "hard_shutdown"]
+        assert record["allowed_operations"] == ["resume", "resume_on", "hard_shutdown", "migrate_send"]
         assert self.here.world.hypervisor.guests == {} and self.here.toolstack.domain_of(self.vm) == ""
         assert self.here.users(self.sr) == [] and self.disks == 2
 

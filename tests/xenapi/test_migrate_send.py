@@ -216,7 +216,7 @@ async def test_every_check_names_its_culprit_by_the_code_that_clients_know(tmp_p
         # the VM itself
         blocked = {"migrate_send": "not today"}
         assert await with_vm(blocked_operations=blocked) == ["OPERATION_BLOCKED", vm, "not today"]
-        assert await with_vm(power_state="Suspended") == ["VM_BAD_POWER_STATE", vm, "halted, running", "suspended"]
+        assert await with_vm(power_state="Suspended") == ["VM_HAS_NO_SUSPEND_VDI", vm]
         busy = {"OpaqueRef:t": "pause"}
         assert await with_vm(current_operations=busy) == [
             "OTHER_OPERATION_IN_PROGRESS", "VM", vm, "pause", "OpaqueRef:t"

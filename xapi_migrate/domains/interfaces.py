@@ -169,9 +169,11 @@ class IDomainDriver(Interface):
     def pause(domain_id: str) -> Awaitable[None]:
         """Stop a running domain's processors; its I/O is complete when this fires."""
 
-    def resume(domain_id: str) -> Awaitable[None]:
+    def resume(domain_id: str, paused: bool = False) -> Awaitable[None]:
         """After a suspend that failed or was given up: let the domain run again where it stopped. Its
-        disks must be active. A domain that runs already stays as it is."""
+        disks must be active. A domain that runs already stays as it is.
+
+        `paused`: it was paused before the suspend, and is so afterwards; its guest may have run for a moment."""
 
     def shutdown(domain_id: str) -> Awaitable[None]:
         """Press the power button; the guest may ignore it."""

@@ -110,7 +110,7 @@ class QEMUDriver:
                 raise domain.error("run", failure) from failure
         self._announce(domain)
 
-    async def resume(self, domain_id: str) -> None:
+    async def resume(self, domain_id: str, paused: bool = False) -> None:
         domain = self._get(domain_id, "run again")
         suspension = self._suspensions.pop(domain_id, None)
         if suspension is not None:
@@ -119,8 +119,11 @@ class QEMUDriver:
             await give_up_stray(domain)
             if await domain.state() in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.INCOMING):
                 return
-            await settle(domain)  # a suspend that failed is over before its last run state is
-            await domain.go_on()
+            status = await settle(domain)  # a suspend that failed is over before its last run state is
+            if not paused:
+                await domain.go_on()
+            elif status in ("postmigrate", "running"):
+                await domain.go_on_paused()
         except Exception as failure:
             raise domain.error("run again", failure) from failure
 

@@ -24,6 +24,7 @@ from xapi_migrate.domains.taps import close_taps, open_taps
 from xapi_migrate.errors import DomainError
 from xapi_migrate.processes import child, qmp
 from xapi_migrate.processes.in_thread import in_thread
+from xapi_migrate.together import together
 
 SPEC = "spec.json"
 
@@ -314,6 +315,12 @@ class QEMUDomain:
         self.io_failed = False
         await self.ask("cont")
         self.known = DomainState.RUNNING
+
+    async def go_on_paused(self) -> None:
+        """Take back a stream that was sent: only `cont` gives QEMU its disks back, so that what follows at once stops
+        it."""
+        await together(self.ask("cont"), self.ask("stop"))
+        self.known = DomainState.PAUSED
 
 
 def folders(root: Path) -> list[Path]:

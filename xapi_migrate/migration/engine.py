@@ -13,7 +13,7 @@ from zope.interface import implementer
 from ..domains.interfaces import DomainState
 from ..errors import DomainError, MigrateError, OperationNotAllowed, UriInvalid, VdiNotInMap, VmBadPowerState
 from ..moment import Moment
-from ..refusals import MigrationNotBegun
+from ..refusals import MigrationNotBegun, VmHasNoSuspendVdi
 from ..steps import Step
 from ..store.interfaces import NULL, Record
 from ..together import started
@@ -33,6 +33,7 @@ from .waiting import tell_place, wait_for_turn
 
 log = Logger()
 MOST_URIS = 16
+MOVABLE = ("Halted", "Suspended", "Running", "Paused")
 
 
 @attrs.frozen
@@ -151,12 +152,14 @@ class Engine:
         return await sending.ended.wait()
 
     def _check(self, vm: str) -> Record:
-        """The record of a VM that can be sent. OperationNotAllowed, VmBadPowerState."""
+        """The record of a VM that can be sent. OperationNotAllowed, VmBadPowerState, VmHasNoSuspendVdi."""
         record = self._host.records.get("VM", vm)
         if record["is_a_template"] or record["is_control_domain"]:
             raise OperationNotAllowed(f"The VM {vm} is a template or a control domain, which cannot be migrated.")
-        if record["power_state"] not in ("Running", "Halted"):
-            raise VmBadPowerState(vm, "running, halted", record["power_state"].lower())
+        if record["power_state"] not in MOVABLE:
+            raise VmBadPowerState(vm, ", ".join(MOVABLE).lower(), record["power_state"].lower())
+        if record["power_state"] == "Suspended" and record["suspend_VDI"] == NULL:
+            raise VmHasNoSuspendVdi(vm)
         return record
 
     async def _wait(self, turn: Turn, task: TaskHandle, peer: IPeer, story: Story) -> None:

@@ -18,7 +18,8 @@ from .story import Story
 
 @attrs.define
 class IncomingDisk:
-    """Disk `number`: where it goes. `found`: the VDI was here already, nothing is created for it."""
+    """Disk `number`: where it goes. `vbd` is "" for a suspend image. `found`: the VDI was here already, nothing is
+    created for it."""
 
     number: int
     vbd: str
@@ -55,7 +56,7 @@ class Plan:
 
     @property
     def has_memory(self) -> bool:
-        return self.power_state == "Running"
+        return self.power_state in ("Running", "Paused")
 
 
 @attrs.define

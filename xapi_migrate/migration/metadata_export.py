@@ -32,9 +32,9 @@ def export_vm(
     migration: dict[str, Any],
     copy_ref: str = "",
 ) -> bytes:
-    """The document for `vm` and its `disks` (VBD refs in the order that GET disk/N uses). The maps hold only what was
-    mapped explicitly. With `copy_ref` it is that of another VM which is like this one: its ref is that, its uuid and
-    its MAC addresses are new."""
+    """The document for `vm` and its `disks` (VBD refs in the order that GET disk/N uses; a Suspended VM's image comes
+    after them). The maps hold only what was mapped explicitly. With `copy_ref` it is that of another VM which is like
+    this one: its ref is that, its uuid and its MAC addresses are new."""
     record = records.get("VM", vm)
     objects: list[tuple[str, str, Record]] = [("VM", vm, _another(record) if copy_ref else record)]
     srs: list[str] = []
@@ -48,8 +48,10 @@ def export_vm(
         if record["network"] not in [NULL, *networks]:
             networks.append(record["network"])
     objects += [("network", ref, records.get("network", ref)) for ref in networks]
-    for vbd in disks:
-        vdi = records.get("VBD", vbd)["VDI"]
+    images = [records.get("VBD", vbd)["VDI"] for vbd in disks]
+    if records.get("VM", vm)["power_state"] == "Suspended":
+        images.append(records.get("VM", vm)["suspend_VDI"])
+    for vdi in images:
         record = records.get("VDI", vdi)
         objects.append(("VDI", vdi, _with_map(record, vdi_to_sr.get(vdi))))
         if record["SR"] not in srs:

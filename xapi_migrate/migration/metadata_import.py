@@ -38,7 +38,8 @@ VDI_OTHER_CONFIG = re.compile(r"content_id|folder|XenCenter\..*|xo:.*")
 
 @attrs.frozen
 class IncomingDisk:
-    """One disk: `maps_to` the SR ref it was mapped to, "" if it was not; sizes in bytes."""
+    """One disk: `maps_to` the SR ref it was mapped to, "" if it was not; sizes in bytes. `userdevice` is "" for a
+    suspend image."""
 
     userdevice: str
     bootable: bool
@@ -77,6 +78,7 @@ class IncomingVM:
     leave_paused: bool
     fields: dict[str, Any]
     disks: tuple[IncomingDisk, ...]
+    """In the order of GET disk/N: by userdevice, then a Suspended VM's image."""
     nics: tuple[IncomingNic, ...]
 
 
@@ -96,8 +98,8 @@ def import_vm(document: bytes) -> IncomingVM:
     about = value.get("migration")
     about = about if isinstance(about, dict) else {}
     power_state = _text(vm, "power_state", 16)
-    if power_state not in ("Running", "Halted"):
-        raise ImportError_(f"its VM is {power_state!r}, and only a Running or Halted VM can be received")
+    if power_state not in ("Halted", "Suspended", "Running", "Paused"):
+        raise ImportError_(f"its VM is {power_state!r}, which is no state that a VM can be received in")
     memory = _number(vm, "memory_static_max", 1 << 20, 1 << 46)
     return IncomingVM(
         ref=_matching(about.get("vm_ref"), REF, ""),
@@ -111,7 +113,7 @@ def import_vm(document: bytes) -> IncomingVM:
         protocol=_protocol(about.get("protocol")),
         leave_paused=about.get("leave_paused") is True,
         fields=_vm_fields(vm, memory),
-        disks=_disks(vm, about, objects),
+        disks=_disks(vm, about, objects) + _suspend_image(vm, power_state, objects),
         nics=_nics(objects),
     )
 
@@ -148,32 +150,49 @@ def _disks(
         raise ImportError_(f"its VM has {len(vbds)} disks, more than the {MOST_DISKS} that are taken")
     found: list[IncomingDisk] = []
     for vbd in vbds:
-        cls, vdi = objects.get(str(vbd.get("VDI")), ("", {}))
-        if cls != "VDI":
-            raise ImportError_(f"it lacks the VDI of device {_text(vbd, 'userdevice', 8)}")
-        _, sr = objects.get(str(vdi.get("SR")), ("", {}))
-        size = _number(vdi, "virtual_size", 512, LARGEST_DISK)
-        if size % 512:
-            raise ImportError_(f"a disk's size, {size}, is no multiple of 512")
-        other = vdi.get("other_config")
+        device = str(_number(vbd, "userdevice", 0, 255))
+        disk = _disk(vbd.get("VDI"), objects, f"the VDI of device {device}")
         found.append(
-            IncomingDisk(
-                userdevice=str(_number(vbd, "userdevice", 0, 255)),
-                bootable=vbd.get("bootable") is True,
-                read_only=vbd.get("mode") == "RO",
-                vdi_uuid=_uuid(vdi, "VDI"),
-                sr_uuid=_matching(sr.get("uuid"), UUID, ""),
-                virtual_size=size,
-                name_label=_text(vdi, "name_label", 4096),
-                name_description=_text(vdi, "name_description", 4096),
-                other_config=_text_map(other, VDI_OTHER_CONFIG),
-                maps_to=_matching(other.get("maps_to"), REF, "") if isinstance(other, dict) else "",
+            attrs.evolve(
+                disk, userdevice=device, bootable=vbd.get("bootable") is True, read_only=vbd.get("mode") == "RO"
             )
         )
     devices = [disk.userdevice for disk in found]
     if len(set(devices)) != len(devices):
         raise ImportError_("two of its disks have the same device number")
     return tuple(found)
+
+
+def _suspend_image(
+    vm: dict[str, Any], power_state: str, objects: dict[str, tuple[str, dict[str, Any]]]
+) -> tuple[IncomingDisk, ...]:
+    """One, or none."""
+    if power_state != "Suspended":
+        return ()
+    return (_disk(vm.get("suspend_VDI"), objects, "the suspend VDI of its Suspended VM"),)
+
+
+def _disk(vdi_id: Any, objects: dict[str, tuple[str, dict[str, Any]]], what: str) -> IncomingDisk:
+    cls, vdi = objects.get(str(vdi_id), ("", {}))
+    if cls != "VDI":
+        raise ImportError_(f"it lacks {what}")
+    _, sr = objects.get(str(vdi.get("SR")), ("", {}))
+    size = _number(vdi, "virtual_size", 512, LARGEST_DISK)
+    if size % 512:
+        raise ImportError_(f"a disk's size, {size}, is no multiple of 512")
+    other = vdi.get("other_config")
+    return IncomingDisk(
+        userdevice="",
+        bootable=False,
+        read_only=False,
+        vdi_uuid=_uuid(vdi, "VDI"),
+        sr_uuid=_matching(sr.get("uuid"), UUID, ""),
+        virtual_size=size,
+        name_label=_text(vdi, "name_label", 4096),
+        name_description=_text(vdi, "name_description", 4096),
+        other_config=_text_map(other, VDI_OTHER_CONFIG),
+        maps_to=_matching(other.get("maps_to"), REF, "") if isinstance(other, dict) else "",
+    )
 
 
 def _nics(objects: dict[str, tuple[str, dict[str, Any]]]) -> tuple[IncomingNic, ...]:

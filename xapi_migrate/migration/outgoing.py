@@ -25,7 +25,8 @@ FOR_TESTS = frozenset({"keep_source", "leave_paused"})
 
 @attrs.define
 class OutgoingDisk:
-    """Disk `number` of the VM (GET disk/N): refs and uuids of the sender's records; `copy` names its VDI.copy task."""
+    """Disk `number` of the VM (GET disk/N): refs and uuids of the sender's records; `copy` names its VDI.copy task.
+    `vbd` is "" for a suspend image."""
 
     number: int
     vbd: str
@@ -47,7 +48,7 @@ class OutgoingDisk:
 
 @attrs.define
 class Outgoing:
-    """One outgoing migration. `domain` is "" for a VM that has none (Halted)."""
+    """One outgoing migration. `domain` is "" for a VM that has none (Halted, Suspended)."""
 
     id: str
     host: Host
@@ -102,11 +103,14 @@ class Outgoing:
 
 
 def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
-    """The VM's disks in the order of GET disk/N, each with a new ref for its copy. SrNotAttached names the SR that
-    is not there."""
+    """The VM's disks in the order of GET disk/N, each with a new ref for its copy; a Suspended VM's image is the last.
+    SrNotAttached names the SR that is not there."""
+    record = host.records.get("VM", vm)
+    images = [(vbd, host.records.get("VBD", vbd)["VDI"]) for vbd in host.toolstack.disks(vm)]
+    if record["power_state"] == "Suspended":
+        images.append(("", record["suspend_VDI"]))
     disks: list[OutgoingDisk] = []
-    for number, vbd in enumerate(host.toolstack.disks(vm)):
-        vdi_ref = host.records.get("VBD", vbd)["VDI"]
+    for number, (vbd, vdi_ref) in enumerate(images):
         vdi = host.records.get("VDI", vdi_ref)
         sr = host.records.get("SR", vdi["SR"])
         host.toolstack.sr(vdi["SR"])

@@ -25,14 +25,14 @@ async def _put_metadata(migration: Outgoing, document: bytes) -> None:
 async def prepare(migration: Outgoing) -> None:
     """Put the metadata, get every disk's URL."""
     capabilities = migration.host.domains.capabilities()
-    about = {"stream": capabilities.stream if migration.domain else ""}
+    about = {"stream": capabilities.stream if migration.power_state != "Halted" else ""}
     platform = migration.host.records.get("VM", migration.vm)["platform"]
     about["machine"] = platform.get("machine") or capabilities.machine
     about["cpu"] = platform.get("cpu") or capabilities.cpu
     document = export_vm(
         migration.host.records,
         migration.vm,
-        [disk.vbd for disk in migration.disks],
+        [disk.vbd for disk in migration.disks if disk.vbd],
         migration.vdi_to_sr,
         migration.vif_to_network,
         {**about, "leave_paused": migration.options.get("leave_paused") == "true"},

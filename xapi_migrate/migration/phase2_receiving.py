@@ -50,7 +50,7 @@ async def _check_host(migration: Incoming) -> None:
     refusal = await host.domains.refuses(vm.machine, vm.cpu)
     if refusal:
         raise IncompatibleHost(vm.uuid, host.name, refusal)
-    if vm.power_state != "Running":
+    if vm.power_state == "Halted":
         return
     capabilities = host.domains.capabilities()
     if vm.stream != capabilities.stream:
@@ -80,7 +80,7 @@ def _check_memory(migration: Incoming) -> None:
     vm = migration.vm
     assert vm is not None
     free = migration.host.claims.memory(before=migration.id)
-    if vm.power_state == "Running" and vm.memory > free:
+    if vm.power_state in ("Running", "Paused") and vm.memory > free:
         raise NotEnoughMemory(vm.memory, free)
 
 
@@ -94,7 +94,7 @@ def _plan(migration: Incoming) -> Plan:
         disks.append(
             IncomingDisk(
                 number=number,
-                vbd=_new_ref(),
+                vbd=_new_ref() if disk.userdevice else "",
                 vdi=records.by_uuid("VDI", disk.vdi_uuid) if found else _new_ref(),
                 vdi_uuid=disk.vdi_uuid if found else str(uuid4()),
                 sr_ref=sr_ref,
@@ -112,14 +112,14 @@ def _plan(migration: Incoming) -> Plan:
         final_uuid=vm.uuid,
         name=vm.fields["name_label"],
         power_state=vm.power_state,
-        leave_paused=vm.leave_paused and migration.host.config.test_options,
+        leave_paused=vm.power_state == "Paused" or (vm.leave_paused and migration.host.config.test_options),
         disks=disks,
     )
 
 
 def _destination(migration: Incoming, disk: metadata_import.IncomingDisk) -> tuple[str, bool]:
-    """An explicit map wins, then the same disk, then the offer's SR. The SR's ref, and whether the VDI is there
-    already."""
+    """An explicit map wins, then the same disk, then the offer's SR, then, for a suspend image, where this host has
+    those. The SR's ref, and whether the VDI is there already."""
     records = migration.host.records
     if disk.maps_to:
         return disk.maps_to, False
@@ -127,9 +127,16 @@ def _destination(migration: Incoming, disk: metadata_import.IncomingDisk) -> tup
         sr = records.get("VDI", vdi)["SR"]
         if records.get("SR", sr)["uuid"] == disk.sr_uuid:
             return sr, True
-    if migration.sr == NULL:
-        raise VdiNotInMap(disk.vdi_uuid)
-    return migration.sr, False
+    if migration.sr != NULL:
+        return migration.sr, False
+    if not disk.userdevice:
+        host = records.get("host", migration.host.ref)
+        pools = [records.get("pool", pool) for pool in records.refs("pool")]
+        wanted = [host["suspend_image_sr"], *(pool["suspend_image_SR"] for pool in pools)]
+        for sr in [*wanted, *(pool["default_SR"] for pool in pools)]:
+            if sr in records.refs("SR"):
+                return sr, False
+    raise VdiNotInMap(disk.vdi_uuid)
 
 
 async def _check_space(migration: Incoming) -> None:
@@ -180,7 +187,7 @@ def _create_records(migration: Incoming) -> None:
                 name_label=told.name_label,
                 name_description=told.name_description,
                 other_config=told.other_config,
-                type="user",
+                type="user" if disk.vbd else "suspend",
                 read_only=False,
                 sharable=False,
                 managed=True,
@@ -188,17 +195,18 @@ def _create_records(migration: Incoming) -> None:
                 _migration=migration.id,
                 _receiver=host.ref,
             )
-        records.create(
-            "VBD",
-            ref=disk.vbd,
-            VM=plan.vm,
-            VDI=disk.vdi,
-            userdevice=told.userdevice,
-            bootable=told.bootable,
-            mode="RO" if told.read_only else "RW",
-            type="Disk",
-            empty=False,
-        )
+        if disk.vbd:
+            records.create(
+                "VBD",
+                ref=disk.vbd,
+                VM=plan.vm,
+                VDI=disk.vdi,
+                userdevice=told.userdevice,
+                bootable=told.bootable,
+                mode="RO" if told.read_only else "RW",
+                type="Disk",
+                empty=False,
+            )
     for nic in vm.nics:
         records.create("VIF", VM=plan.vm, device=nic.device, MAC=nic.mac, MTU=nic.mtu, network=_network(migration, nic))
 

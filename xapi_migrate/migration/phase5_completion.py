@@ -81,9 +81,11 @@ async def clean_up(migration: Outgoing) -> None:
     await together(*(_leave_disk(migration, disk) for disk in migration.disks))
     if migration.keep_source:
         host.toolstack.set_domain(migration.vm, "")
-        host.records.update("VM", migration.vm, power_state="Halted", resident_on=NULL)
+        left = "Suspended" if migration.power_state == "Suspended" else "Halted"
+        host.records.update("VM", migration.vm, power_state=left, resident_on=NULL)
         for disk in migration.disks:
-            host.records.update("VBD", disk.vbd, currently_attached=False)
+            if disk.vbd:
+                host.records.update("VBD", disk.vbd, currently_attached=False)
     else:
         _forget_records(migration)
     await host.records.flush()
@@ -141,14 +143,14 @@ async def _go_on(migration: Outgoing, until: float) -> bool:
         return True
     try:
         await together(*(_activate(disk) for disk in migration.disks))
-        await host.domains.resume(migration.domain)
+        await host.domains.resume(migration.domain, migration.power_state == "Paused")
     except MigrateError as failure:
         if host.clock.seconds() < until:
             raise
         story.note(f"domain {migration.domain} stays suspended: {failure}")
         migration.task.set_other("suspended", str(failure))
         return True
-    story.note(f"domain {migration.domain} runs here")
+    story.note(f"domain {migration.domain} is {migration.power_state} here")
     return True
 
 

@@ -67,7 +67,10 @@ async def complete(migration: Incoming) -> None:
         resident_on=host.ref if power_state in ("Running", "Paused") else "OpaqueRef:NULL",
     )  # fmt: skip
     for disk in plan.disks:
-        host.records.update("VBD", disk.vbd, currently_attached=power_state in ("Running", "Paused"))
+        if disk.vbd:
+            host.records.update("VBD", disk.vbd, currently_attached=power_state in ("Running", "Paused"))
+        else:
+            host.records.update("VM", final, suspend_VDI=disk.vdi)
         if not disk.found:
             host.records.update("VDI", disk.vdi, _migration="")
     await host.records.flush()
@@ -76,9 +79,9 @@ async def complete(migration: Incoming) -> None:
 async def _run(migration: Incoming, plan: Plan, vm: str) -> str:
     host = migration.host
     host.toolstack.set_domain(vm, plan.domain)
-    if plan.leave_paused:
-        return "Paused"
     state = await host.domains.state(plan.domain)
+    if plan.leave_paused and state in WAITING:
+        return "Paused"
     if state is DomainState.RUNNING:  # let run before a crash: maybe nobody on its networks has been told
         await attempt(migration.story, "announce the domain", host.domains.unpause(plan.domain))
     for _ in range(UNPAUSES):

@@ -287,6 +287,31 @@ async def check_resume_after_the_whole_stream(bench: DomainBench) -> None:
     await _again(bench, here)
 
 
+@_check
+async def check_a_paused_domain_comes_back_paused(bench: DomainBench) -> None:
+    here = await _running(bench)
+    for whole in (True, False):
+        await bench.sender.pause(here.domain_id)
+        with _Wire(bench) as wire:
+            restoration = await _accept(bench, wire, bench.there(here))
+            suspension = await _begin(bench, wire, here)
+            await suspension.suspended()
+            if whole:
+                await suspension.proceed()
+                await suspension.finished()
+                await restoration.finished()
+            else:
+                await suspension.cancel()
+            await restoration.cancel()
+        for _ in range(2):
+            await bench.sender.resume(here.domain_id, paused=True)
+        assert await bench.sender.state(here.domain_id) is DomainState.PAUSED
+        await _silent(bench, here)
+        await bench.sender.unpause(here.domain_id)
+        await _ticks(bench, here)
+    await _again(bench, here)
+
+
 async def _again(bench: DomainBench, here: DomainSpec) -> None:
     """After a rollback the same domain can be migrated."""
     there = bench.there(here)

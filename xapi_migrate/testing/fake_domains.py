@@ -84,6 +84,7 @@ class FakeSuspension:
         self._finished: Moment[None] = Moment()
         self._proceed = False
         self._sent = 0
+        self._ran = live and guest.state is DomainState.RUNNING
         if not live:
             driver.hypervisor.halt(guest, DomainState.PAUSED)
         self._steps = _Steps(driver.hypervisor.clock, self._work())
@@ -148,7 +149,7 @@ class FakeSuspension:
     def fail(self, reason: str) -> None:
         self._close()
         error = self._driver.error(self._guest.spec.domain_id, "suspend", reason)
-        if self._guest.state is DomainState.SUSPENDED:
+        if self._guest.state is DomainState.SUSPENDED and self._ran:
             self._driver.hypervisor.run(self._guest)
         self._suspended.fail(error)
         self._finished.fail(error)
@@ -252,11 +253,11 @@ class FakeDomains(FakeDriver):
         restoration = self._restorations[spec.domain_id] = FakeRestoration(self, guest, fd)
         return restoration
 
-    async def resume(self, domain_id: str) -> None:
+    async def resume(self, domain_id: str, paused: bool = False) -> None:
         suspension = self._suspensions.pop(domain_id, None)
         if suspension is not None:
             await suspension.cancel()
-        await super().resume(domain_id)
+        await super().resume(domain_id, paused)
 
     async def destroy(self, domain_id: str) -> None:
         guest = self.hypervisor.guests.get(domain_id)

@@ -224,11 +224,13 @@ class FakeDriver:
         guest = self.guest(domain_id, "pause", DomainState.RUNNING, DomainState.PAUSED)
         self.hypervisor.halt(guest, DomainState.PAUSED)
 
-    async def resume(self, domain_id: str) -> None:
+    async def resume(self, domain_id: str, paused: bool = False) -> None:
         guest = self.guest(domain_id, "run again")
         if guest.state is DomainState.CRASHED:
             raise self.error(domain_id, "run again", "it has crashed")
-        if guest.state in (DomainState.PAUSED, DomainState.SUSPENDED):
+        if paused and guest.state in (DomainState.RUNNING, DomainState.SUSPENDED):
+            self.hypervisor.halt(guest, DomainState.PAUSED)
+        elif guest.state in (DomainState.PAUSED, DomainState.SUSPENDED) and not paused:
             self.hypervisor.run(guest)
 
     async def shutdown(self, domain_id: str) -> None:

@@ -205,11 +205,11 @@ class PipeDomains(FakeDriver):
         restoration = self._restorations[spec.domain_id] = PipeRestoration(self, guest, fd)
         return restoration
 
-    async def resume(self, domain_id: str) -> None:
+    async def resume(self, domain_id: str, paused: bool = False) -> None:
         suspension = self._suspensions.pop(domain_id, None)
         if suspension is not None:
             await suspension.cancel()
-        await super().resume(domain_id)
+        await super().resume(domain_id, paused)
 
     async def destroy(self, domain_id: str) -> None:
         suspension = self._suspensions.pop(domain_id, None)

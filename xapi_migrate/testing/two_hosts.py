@@ -39,6 +39,7 @@ TIMES = MigrationTimes(
 SIZE = 1 << 20
 SPAN = 64
 SECTOR = 16
+IMAGE = b"what a Suspended VM remembers"
 
 
 class Unwritten:
@@ -241,8 +242,11 @@ class SimHost:
 
     # -- VMs ----------------------------------------------------------------------------------
 
-    def new_vm(self, disks: int = 2, running: bool = True) -> str:
-        """A VM with disks in this host's SR; its ref. It runs unless told otherwise."""
+    def new_vm(self, disks: int = 2, running: bool = True, power_state: str = "") -> str:
+        """A VM with disks in this host's SR; its ref. It runs unless told otherwise. A Suspended one has an image of
+        `IMAGE`."""
+        power_state = power_state or ("Running" if running else "Halted")
+        running = power_state in ("Running", "Paused")
         vm = self.records.create(
             "VM", name_label="demo", memory_static_max=SIZE, VCPUs_max=1, is_a_template=False, power_state="Halted",
             is_control_domain=False,
@@ -262,7 +266,15 @@ class SimHost:
         if running:
             domain = str(uuid4())
             started(self.domains.start(self.toolstack.spec_of(vm, domain, attachments)))
-            self.records.update("VM", vm, power_state="Running", _domain=domain)
+            self.records.update("VM", vm, power_state=power_state, _domain=domain)
+        if power_state == "Paused":
+            started(self.domains.pause(domain))
+        if power_state == "Suspended":
+            uuid = str(uuid4())
+            started(sr.vdi_create(uuid, SIZE))
+            sr.storage.disks[uuid][: len(IMAGE)] = IMAGE
+            vdi = self.records.create("VDI", uuid=uuid, SR=self.sr, virtual_size=SIZE, type="suspend")
+            self.records.update("VM", vm, power_state=power_state, suspend_VDI=vdi)
         return vm
 
     def running(self) -> list[str]:

@@ -122,8 +122,7 @@ class Machines:
     async def start(self, vm: str, paused: bool = False) -> None:
         """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""
         record = self._records.get("VM", vm)
-        for vif in record["VIFs"]:
-            self._networks.check(self._records.get("VIF", vif)["network"])
+        self.check_networks(vm)
         domain = str(uuids.uuid4())
         self.set_domain(vm, domain)
         try:
@@ -142,6 +141,11 @@ class Machines:
             await self.destroy_domain(vm)
             raise
         self.running(vm, "Paused" if paused else "Running")
+
+    def check_networks(self, vm: str) -> None:
+        """BridgeNotAvailable if one of its VIFs cannot be connected and must be."""
+        for vif in self._records.get("VM", vm)["VIFs"]:
+            self._networks.check(self._records.get("VIF", vif)["network"])
 
     async def attach_disks(self, vm: str) -> dict[str, Attachment]:
         """VDI.attach and VDI.activate of every disk: VBD ref -> attachment. VdiInUse if another VM has one of them."""

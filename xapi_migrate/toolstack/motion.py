@@ -168,6 +168,8 @@ class StorageMotion:
         for old in self._records.find("VDI", uuid=plan.vdi):
             for vbd in list(self._records.get("VDI", old)["VBDs"]):
                 self._records.update("VBD", vbd, VDI=to)
+            for vm in self._records.find("VM", suspend_VDI=old):
+                self._records.update("VM", vm, suspend_VDI=to)
             # the old image may go only when no restart can lead back to it
             await self._records.flush()
             try:

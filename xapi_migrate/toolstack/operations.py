@@ -16,8 +16,8 @@ _ALLOWED = {
         "clean_shutdown", "hard_shutdown", "clean_reboot", "hard_reboot", "pause", "suspend", "migrate_send",
         "pool_migrate",
     ],
-    "Paused": ["unpause", "hard_shutdown", "hard_reboot"],
-    "Suspended": ["resume", "resume_on", "hard_shutdown"],
+    "Paused": ["unpause", "hard_shutdown", "hard_reboot", "migrate_send"],
+    "Suspended": ["resume", "resume_on", "hard_shutdown", "migrate_send"],
 }  # fmt: skip
 _MOVES = ("migrate_send", "pool_migrate")
 

@@ -20,6 +20,7 @@ from xapi_migrate.errors import (
     VifNotInMap,
     VmBadPowerState,
 )
+from xapi_migrate.migration.engine import MOVABLE
 from xapi_migrate.migration.interfaces import PROTOCOL_VERSION
 from xapi_migrate.refusals import (
     HostCannotAttachNetwork,
@@ -29,6 +30,7 @@ from xapi_migrate.refusals import (
     OtherVersion,
     VdiCannotMove,
     VmHasDevice,
+    VmHasNoSuspendVdi,
     VmIsImmobile,
     VmIsSnapshot,
     VmIsTemplate,
@@ -36,7 +38,6 @@ from xapi_migrate.refusals import (
 from xapi_migrate.store.interfaces import NULL, IRecords, Record
 from xapi_migrate.toolstack.destination import About, Destination
 
-MOVABLE = ("Halted", "Running")
 _DEVICES = {
     "VGPUs": ("virtual GPU", "VM_HAS_VGPU"),
     "VUSBs": ("USB device of its host", "VM_HAS_VUSBS"),
@@ -84,7 +85,7 @@ class SenderChecks:
 
     def check_motion(self, vm: str, vdi: str) -> None:
         """What is in the way of moving a disk of the VM to another SR of this host."""
-        self.check_vm(vm, self._records.get("VM", vm), "migrate_send", (*MOVABLE, "Paused", "Suspended"))
+        self.check_vm(vm, self._records.get("VM", vm), "migrate_send")
         self._check_vdi(vdi)
 
     def check_vm(self, vm: str, record: Record, operation: str, states: tuple[str, ...] = MOVABLE) -> None:
@@ -106,7 +107,7 @@ class SenderChecks:
         for field, (device, code) in _DEVICES.items():
             if record.get(field):
                 raise VmHasDevice(vm, device, code)
-        for _, vdi in self.disks(vm):
+        for vdi in self.images(vm):
             self._check_vdi(vdi)
 
     def disks(self, vm: str) -> Iterator[tuple[str, str]]:
@@ -115,6 +116,15 @@ class SenderChecks:
             record = self._records.get("VBD", vbd)
             if record["type"] == "Disk" and not record["empty"] and record["VDI"] != NULL:
                 yield vbd, record["VDI"]
+
+    def images(self, vm: str) -> list[str]:
+        """The VDIs of those disks, and of a Suspended VM the one with its memory. VmHasNoSuspendVdi."""
+        record, found = self._records.get("VM", vm), [vdi for _, vdi in self.disks(vm)]
+        if record["power_state"] != "Suspended":
+            return found
+        if record["suspend_VDI"] == NULL:
+            raise VmHasNoSuspendVdi(vm)
+        return [*found, record["suspend_VDI"]]
 
     def _check_vdi(self, vdi: str) -> None:
         record = self._records.get("VDI", vdi)
@@ -147,15 +157,17 @@ class SenderChecks:
             raise OtherVersion(host, wish.vm)
         if not about.enabled:
             raise HostDisabled(host)
-        if record["power_state"] != "Running":
+        if record["power_state"] == "Halted":
+            return
+        if about.stream != self._stream():
+            text = f"its hypervisor reads {about.stream}, this host's writes {self._stream()}"
+            raise IncompatibleHost(wish.vm, host, text)
+        if record["power_state"] == "Suspended":
             return
         if record["VCPUs_max"] > about.cpus and record["platform"].get("vcpu-unrestricted") not in ("true", "1"):
             raise NotEnoughCpus(record["VCPUs_max"], about.cpus)
         if record["memory_static_max"] > about.memory_free:
             raise NotEnoughMemory(record["memory_static_max"], about.memory_free)
-        if about.stream != self._stream():
-            text = f"its hypervisor reads {about.stream}, this host's writes {self._stream()}"
-            raise IncompatibleHost(wish.vm, host, text)
 
     def _check_vifs(self, wish: Wish, record: Record, about: About | None) -> None:
         for vif in record["VIFs"]:
@@ -170,9 +182,11 @@ class SenderChecks:
 
     def _check_vdis(self, wish: Wish, about: About | None) -> None:
         wanted: dict[str, int] = {}
-        for _, vdi in self.disks(wish.vm):
+        for vdi in self.images(wish.vm):
             sr = wish.vdi_map.get(vdi)
             if sr is None:
+                if vdi == self._records.get("VM", wish.vm)["suspend_VDI"]:
+                    continue  # the receiver has a place for those
                 if wish.complete or wish.vdi_map:
                     raise VdiNotInMap(vdi)
             elif about is not None:

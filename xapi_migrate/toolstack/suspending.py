@@ -81,6 +81,7 @@ class Suspending:
         record = self._operations.require(vm, "Suspended")
         if record["suspend_VDI"] == NULL:
             raise VmHasNoSuspendVdi(vm)
+        self._machines.check_networks(vm)
         vdi = self._records.get("VDI", record["suspend_VDI"])
         sr = self._records.get("SR", vdi["SR"])
         with self._operations.operation(vm, RESUME, task.ref):
