@@ -1,0 +1,155 @@
+"""Negative controls: each guard of the rule is taken out, and the enumeration must find a case that goes wrong.
+
+A guard whose loss nobody notices is either not needed or not tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from twisted.python.failure import Failure
+
+from tests.migration import test_crashes as enumeration
+from tests.migration import test_partings as partings
+from xapi_migrate.errors import MigrationAborted
+from xapi_migrate.migration import phase5_completion, phase5_receiving
+from xapi_migrate.migration.heartbeat import Listening
+from xapi_migrate.migration.interfaces import Answer, Outcome
+from xapi_migrate.migration.journal import Mark
+from xapi_migrate.migration.receiving import Receiving
+from xapi_migrate.migration.sending import Sending
+from xapi_migrate.testing.direct_peer import Fate
+from xapi_migrate.testing.memory_journals import MemoryJournal
+
+Patch = pytest.MonkeyPatch
+
+
+def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Everything that the enumeration tries, what is told of the decision first."""
+    messages = ["PUT control", "DELETE", "GET control", "PUT memory", "PUT metadata", "HEAD", "GET disk/0"]
+    for side in ("source", "destination"):
+        for fate in (Fate.ANSWER_LOST, Fate.REQUEST_LOST):
+            yield (
+                f"done: {fate.value}, {side} crashes",
+                partial(enumeration.test_done_is_lost_and_then_a_daemon_crashes, side, fate),
+            )
+    for message in messages:
+        for fate in Fate:
+            if fate is not Fate.DELIVERED:
+                yield f"{message}: {fate.value}", partial(enumeration.test_the_fate_of_a_message, message, fate)
+    for side, mark in enumeration.WRITES:
+        for when in ("before", "after"):
+            yield (
+                f"{side} crashes {when} {mark.value}",
+                partial(enumeration.test_a_crash_at_a_journal_write, side, mark, when),
+            )
+    for message in enumeration.MESSAGES:
+        for side in ("source", "destination"):
+            for delay in (0.0, 0.0005, 0.0015, 0.0025):
+                yield (
+                    f"{side} crashes {delay} s after {message}",
+                    partial(enumeration.test_a_crash_around_a_message, side, message, delay),
+                )
+    for fate in Fate:
+        yield f"cancelled in doubt, DELETE: {fate.value}", partial(partings.test_cancelled_in_doubt, fate)
+    for message in partings.BEFORE_DONE:
+        yield f"the sender vanishes at {message}", partial(partings.test_a_sender_that_never_comes_back, message)
+    for seed in range(24):
+        yield f"two blows, seed {seed}", partial(enumeration.test_two_blows_at_any_moment_on_a_bad_wire, seed)
+
+
+def not_durable(mark: Mark, role: str) -> Callable[[Patch], None]:
+    def remove(patch: Patch) -> None:
+        real = MemoryJournal.record
+
+        async def record(self: MemoryJournal, written: Mark, **data: Any) -> None:
+            if (self.role, written) != (role, mark):
+                await real(self, written, **data)
+
+        patch.setattr(MemoryJournal, "record", record)
+
+    return remove
+
+
+def silence_is_a_no(patch: Patch) -> None:
+    real = phase5_completion.say_done
+
+    async def say_done(migration: Any) -> Answer:
+        answer = await real(migration)
+        return Answer(Outcome.ABORTED, "silence") if answer.outcome is Outcome.OPEN else answer
+
+    patch.setattr(phase5_completion, "say_done", say_done)
+
+
+def a_restarted_sender_does_not_ask(patch: Patch) -> None:
+    def recover(self: Sending) -> None:
+        self._machine.recover_undone(MigrationAborted("restarted"))
+
+    patch.setattr(Sending, "recover", recover)
+
+
+def it_runs_before_commit(patch: Patch) -> None:
+    real = phase5_receiving.activate
+
+    async def activate(migration: Any) -> None:
+        await real(migration)
+        await migration.host.domains.unpause(migration.plan.domain)
+
+    patch.setattr(phase5_receiving, "activate", activate)
+
+
+def a_delete_without_a_name_acknowledges(patch: Patch) -> None:
+    real = Receiving.delete
+
+    async def delete(self: Receiving, reason: str, acknowledge: Outcome | None = None) -> Answer:
+        answer = await real(self, reason, acknowledge)
+        self._acknowledged = True
+        self._machine.acknowledged()
+        return answer
+
+    patch.setattr(Receiving, "delete", delete)
+
+
+def aborted_is_said_before_all_is_shut(patch: Patch) -> None:
+    def shut(self: Receiving, reason: Exception) -> None:
+        self._listening.stop()
+        self._answer = Answer(Outcome.ABORTED, str(reason))
+        self._decided.happen(self._answer)
+
+    patch.setattr(Receiving, "shut", shut)
+
+
+def a_receiver_waits_for_ever(patch: Patch) -> None:
+    patch.setattr(Listening, "__init__", lambda self, *arguments: setattr(self, "touch", lambda: None))
+    for name in ("start", "stop", "touch"):
+        patch.setattr(Listening, name, lambda self: None, raising=False)
+
+
+GUARDS: dict[str, Callable[[Patch], None]] = {
+    "DONE is durable before it is said": not_durable(Mark.DONE, "sender"),
+    "COMMIT is durable before the domain runs": not_durable(Mark.COMMITTED, "receiver"),
+    "what the receiver said is durable before it may forget": not_durable(Mark.COMMITTED, "sender"),
+    "no answer decides nothing": silence_is_a_no,
+    "a restarted sender asks before it resumes": a_restarted_sender_does_not_ask,
+    "the domain is paused until COMMIT": it_runs_before_commit,
+    "DELETE acknowledges only what it names": a_delete_without_a_name_acknowledges,
+    "aborted is said only when all is shut": aborted_is_said_before_all_is_shut,
+    "a receiver that hears nothing gives up": a_receiver_waits_for_ever,
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_this_guard_something_goes_wrong(guard: str, monkeypatch: Patch) -> None:
+    GUARDS[guard](monkeypatch)
+    tried = 0
+    for name, case in cases():
+        tried += 1
+        try:
+            case()
+        except Exception:
+            found = Failure().getErrorMessage().splitlines()[0]
+            print(f"without {guard!r}: {name}: {found} (case {tried})")
+            return
+    pytest.fail(f"{tried} cases went well without {guard!r}")
