@@ -1,5 +1,5 @@
-"""One side goes its own way: a client that cancels in doubt, a sender that never comes back, a receiver that is away for
-long."""
+"""One side goes its own way: a client that cancels in doubt, a sender that never comes back, a receiver that is away
+for long."""
 
 from __future__ import annotations
 
