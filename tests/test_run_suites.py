@@ -102,3 +102,16 @@ def test_no_test_at_all_is_no_success(
     monkeypatch.setattr(runner, "run_twice", lambda suite, extra: runner.Result(suite, 0, 0, 0.0))
     assert runner.main(["fast"]) == 1
     assert capsys.readouterr().out.endswith("\n0 passed, 0 failed\n")
+
+
+def test_a_suite_that_is_to_be_named_runs_only_then(
+    runner: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "test_inner.py"
+    path.write_text("def test_a(): pass\n")
+    suites = (runner.Suite("usual", "not system", 60), runner.Suite("rare", "not system", 60, named=True))
+    monkeypatch.setattr(runner, "SUITES", suites)
+    for names, ran in (([], 1), (["rare"], 1), (["usual", "rare"], 2)):
+        assert runner.main([*names, "--", "-q", str(path)]) == 0
+        said = capfd.readouterr().out
+        assert said.endswith(f" minutes\n{ran} passed, 0 failed\n")

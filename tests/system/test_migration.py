@@ -128,15 +128,3 @@ def test_an_https_offer_streams_the_memory(world: World) -> None:
     assert world.ticks(made.uuid, world.destination)
     assert world.console(made.uuid, world.source, world.destination).breaks == []
     world.nothing_left(world.source)
-
-
-def test_a_halted_vm_moves_and_starts_there(world: World) -> None:
-    made = world.new_guest(world.source, Guest())
-    world.shut_down(world.source, made.uuid)
-    seen = world.follow(world.begin(made.uuid, world.receive("local-qcow2")))
-    assert (seen.status, seen.error_info) == ("success", [])
-    assert world.vms(world.destination)[made.uuid]["power_state"] == "Halted"
-    world.nothing_left(world.source)
-    with world.session(world.destination) as api:
-        api.VM.start(api.VM.get_by_uuid(made.uuid), False, False)
-    world.wait(lambda: len(world.console(made.uuid, world.destination).counters) > 10, "it does not boot there")

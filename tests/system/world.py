@@ -59,12 +59,12 @@ class World:
         finally:
             session.xenapi.session.logout()
 
-    def new_guest(self, host: LabHost, guest: Guest) -> GuestOf:
+    def new_guest(self, host: LabHost, guest: Guest, label: str = "local-raw") -> GuestOf:
         session = XenAPI.Session(host.url)
         session.xenapi.login_with_password(USER, host.password, "2.23", "tests")
         api = session.xenapi
-        sr = api.SR.get_by_uuid(host.srs["local-raw"])
-        vm, uuid = start_guest(session, sr, self.lab.sr_location(host, "local-raw"), guest)
+        sr = api.SR.get_by_uuid(host.srs[label])
+        vm, uuid = start_guest(session, sr, self.lab.sr_location(host, label), guest)
         vbds = sorted(api.VM.get_VBDs(vm), key=lambda vbd: int(api.VBD.get_userdevice(vbd)))
         vdis = [api.VDI.get_uuid(api.VBD.get_VDI(vbd)) for vbd in vbds]
         api.session.logout()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,12 @@ def create_vbd(session: Any, vm: str, vdi: str, device: int) -> str:
 
 
 def start_guest(session: Any, sr: str, location: Path, guest: Guest) -> tuple[str, str]:
-    """Make the guest with two disks in a raw SR whose files are in `location`, and start it. Its ref and uuid."""
+    """Make the guest with two disks in an SR whose files are in `location`, and start it. Its ref and uuid."""
     api = session.xenapi
     vm = create_vm(session, guest)
     first = create_vdi(session, sr, f"{guest.name_label} 0", guest.disk * MIB)
-    fill_boot_disk(location / f"{api.VDI.get_uuid(first)}.raw", guest)
+    [image] = location.glob(f"{api.VDI.get_uuid(first)}.*")
+    fill_boot_disk(image, guest)
     second = create_vdi(session, sr, f"{guest.name_label} 1", guest.second_disk * MIB)
     create_vbd(session, vm, first, 0)
     create_vbd(session, vm, second, 1)
@@ -98,7 +100,14 @@ def start_guest(session: Any, sr: str, location: Path, guest: Guest) -> tuple[st
 
 
 def fill_boot_disk(image: Path, guest: Guest) -> None:
-    """Put the guest's program, and bytes to copy, into a raw image that is there already."""
+    """Put the guest's program, and bytes to copy, into an image, raw or qcow2, that is there already."""
+    if image.suffix == ".qcow2":
+        with tempfile.NamedTemporaryFile(dir=image.parent, suffix=".draft") as draft:
+            draft.truncate(guest.disk * MIB)
+            fill_boot_disk(Path(draft.name), guest)
+            argv = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", draft.name, str(image)]
+            subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+        return
     if guest.kind == "linux":
         _write_linux(image, guest)
         return
