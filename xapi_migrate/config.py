@@ -24,6 +24,10 @@ class MigrationTimes:
     offer: float = 600.0
     # How often the sender asks for the state of the copies (3.6).
     poll: float = 0.5
+    # How long a copy may get no nearer to its end because the guest writes to its disk faster than it is copied.
+    falling_behind: float = 20.0
+    # How long a running guest's memory may be sent without an end in sight because it changes faster than it is sent.
+    final_suspend: float = 60.0
     # How often a sender in doubt asks what was decided, for as long as it takes.
     ask: float = 5.0
 
@@ -87,6 +91,10 @@ class Config:
     metadata_limit: int = 4 << 20
     # Largest XenAPI request accepted, in bytes.
     request_limit: int = 300 << 10
+    # What becomes of a guest that writes faster than the link carries it away. true: past times.falling_behind its
+    # writes to disks are slowed down more and more, past times.final_suspend it is stopped for as long as the rest of
+    # its memory takes. false: past either the migration fails, and the guest runs on where it is.
+    slow_guests: bool = True
     # How many VMs this host sends at once; the others wait their turn, first come first served. 0: all at once.
     sends_at_once: int = 3
     # How many VMs this host receives at once; the others wait at their senders. 0: all at once.

@@ -17,7 +17,7 @@ from . import tls
 from .config import Config
 from .domains.interfaces import IDomainDriver
 from .domains.qemu import QEMUDriver
-from .domains.qemu_config import QEMUConfig
+from .domains.qemu_config import DomainTimeouts, QEMUConfig
 from .errors import InvalidValue
 from .migration.engine import Engine
 from .migration.host import Host
@@ -28,6 +28,7 @@ from .sm.discovery import discover
 from .sm.interfaces import ISR, ISRBackend, SRConfig
 from .sm.repository import Repository
 from .sm.services import SMServices
+from .sm.timeouts import SMTimeouts
 from .store.records import Records
 from .toolstack.bridges import LinuxBridges
 from .toolstack.profile import PROFILES
@@ -104,7 +105,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     drivers = await in_thread(discover)
     for broken in drivers.broken:
         log.error("Storage backend {where} cannot be used: {reason}", where=broken.where, reason=broken.reason)
-    services = SMServices(reactor, state_dir, iscsi_port=config.iscsi_port)
+    timeouts = SMTimeouts(falling_behind=config.times.falling_behind, slow_guests=config.slow_guests)
+    services = SMServices(reactor, state_dir, timeouts, config.iscsi_port)
     daemon.closes(services.let_go)
     await services.recover()
 
@@ -203,9 +205,12 @@ def _engine(daemon: Daemon, config: Config, host: Host, fingerprint: str) -> Eng
 def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:
     if config.domains != "qemu":
         raise InvalidValue("domains", config.domains)
-    driver: IDomainDriver = QEMUDriver(
-        reactor, config.state_dir.absolute(), QEMUConfig(accelerators=config.accelerators)
+    figures = QEMUConfig(
+        accelerators=config.accelerators,
+        beyond="stop" if config.slow_guests else "fail",
+        timeouts=DomainTimeouts(final_suspend=config.times.final_suspend),
     )
+    driver: IDomainDriver = QEMUDriver(reactor, config.state_dir.absolute(), figures)
     return driver
 
 

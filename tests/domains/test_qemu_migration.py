@@ -130,7 +130,8 @@ async def test_a_guest_too_busy_is_stopped_at_last(place):
     async with Hosts(place, busy("stop")) as hosts:
         here, _ = await hosts.running(BUSY_GUEST)
         there = hosts.there(here)
-        await migrate(hosts, here, there)
+        suspension = await migrate(hosts, here, there)
+        assert suspension.measures() == "it is stopped for as long as the rest of its memory takes"
         await hosts.ticks(here, there)
         assert hosts.console(here, there).breaks == []
         assert hosts.console(here, there).anomalies == []

@@ -104,6 +104,21 @@ def test_the_hidden_vm_has_an_identity_of_its_own(world: TwoHosts) -> None:
     world.run(30, lambda: over(task))
 
 
+def test_what_is_done_about_a_guest_that_writes_fast_is_told(world: TwoHosts) -> None:
+    vm = world.source.new_vm()
+    world.source.srs[world.source.sr].slowed = 4096
+    world.source.hypervisor.guests[world.source.toolstack.domain_of(vm)].measures = "it stands still"
+    told: list[str] = []
+    task = world.migrate(vm)
+    assert world.run(30, lambda: told.append(task.other.get("convergence", "")) or over(task))
+    disks = [f"the guest's writes to disk {n} are limited to 4096 bytes per second" for n in range(2)]
+    assert "; ".join(disks) in told
+    assert task.other["convergence"] == "; ".join(
+        [*disks, "the guest changes its memory faster than it is sent: it stands still"]
+    )
+    assert task.status == "success"
+
+
 def test_an_offer_expires(world: TwoHosts) -> None:
     uris = world.receive()
     world.run(61, step=0.5)

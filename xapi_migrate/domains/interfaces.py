@@ -115,6 +115,10 @@ class ISuspension(Interface):
     def progress() -> tuple[int, int]:
         """(bytes sent, bytes that will have been sent in all, an estimate that may grow)."""
 
+    def measures() -> str:
+        """What is being done about a guest that changes its memory faster than the stream takes it away, a sentence
+        for people; "" as long as nothing has to be."""
+
     def cancel() -> Awaitable[None]:
         """Give up. Afterwards `resume` brings the guest back; never raises; repeatable."""
 

@@ -82,6 +82,7 @@ class QEMUSuspension:
         self._finished: Moment[None] = Moment()
         self._progress = (0, (domain.spec.memory if domain.spec else 0))
         self._reason = ""
+        self._measures = ""
         self._proceeded = False
         self._stop_watching: Callable[[], None] = lambda: None
         self._following: defer.Deferred[None] | None = None
@@ -136,6 +137,9 @@ class QEMUSuspension:
 
     def progress(self) -> tuple[int, int]:
         return self._progress
+
+    def measures(self) -> str:
+        return self._measures
 
     async def cancel(self) -> None:
         if self.over:
@@ -232,7 +236,9 @@ class QEMUSuspension:
                     urged = True
                     await self._insist(elapsed)
                 elif ladder and elapsed > ladder[0][0] and not urged:
-                    await domain.ask("migrate-set-parameters", {"downtime-limit": ladder.pop(0)[1]})
+                    limit = ladder.pop(0)[1]
+                    await domain.ask("migrate-set-parameters", {"downtime-limit": limit})
+                    self._measures = f"it may stand still for {limit} ms at the end"
             except TimeoutError:
                 continue
 
@@ -241,6 +247,7 @@ class QEMUSuspension:
         if config.beyond == "stop":
             self.log.info("domain {domain}: stopped, to send what it dirties faster", domain=self._domain.domain_id)
             await self._domain.ask("migrate-set-parameters", {"downtime-limit": config.beyond_limit})
+            self._measures = "it is stopped for as long as the rest of its memory takes"
             return
         self._reason = f"the guest dirtied its memory faster than the stream took it away, for {elapsed:.0f} seconds"
         await self._domain.ask("migrate_cancel", timeout=config.timeouts.question)

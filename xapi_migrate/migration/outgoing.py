@@ -86,6 +86,18 @@ class Outgoing:
         if self.turn is not None:
             self.turn.end()
 
+    def tell_measures(self) -> None:
+        """Tell the task what is done about a guest that writes faster than the link carries it away."""
+        told = [
+            f"the guest's writes to disk {disk.number} are limited to {disk.status.slowed} bytes per second"
+            for disk in self.disks
+            if disk.status and disk.status.slowed
+        ]
+        memory = self.suspension.measures() if self.suspension else ""
+        if memory:
+            told.append(f"the guest changes its memory faster than it is sent: {memory}")
+        self.task.set_other("convergence", "; ".join(told))
+
     def progress(self) -> None:
         """Tell the task how far it is: bytes copied and sent of all there are, within what the phases before and
         after them take up."""

@@ -45,6 +45,7 @@ async def poll(migration: Outgoing) -> bool:
         if disk.status.state is CopyState.FAILED:
             raise await _why(migration, CopyFailed(disk.vdi_uuid, disk.status.error or "no reason was given"))
     migration.progress()
+    migration.tell_measures()
     return all(disk.status and disk.status.state is not CopyState.PENDING for disk in migration.disks)
 
 

@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from xapi_migrate.errors import CopyFailed, MigrateError
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.behind import Behind
+from xapi_migrate.sm.convergence import Slowdown
 from xapi_migrate.sm.copier import Copier
 from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
@@ -73,6 +74,7 @@ class Copy:
         self._given_up = ""
         self._swapping = defer.DeferredLock()
         self._key = f"copy {of.ref}"
+        self._slowdown: Slowdown | None = None
 
     @property
     def over(self) -> bool:
@@ -84,9 +86,11 @@ class Copy:
         """Steps 3.4 and 3.5: open the LUN, switch the datapath into log-dirty mode. Never raises: a copy that cannot
         begin is FAILED."""
         self._url, self._datapath = url, datapath
+        self._slowdown = Slowdown(datapath, self._timeouts)
         self.save()
         try:
             await self.copier.start(url)
+            await self._slowdown.begin()
             self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
             await self._mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
         except (MigrateError, *_TROUBLE) as failure:
@@ -102,6 +106,9 @@ class Copy:
     async def resume(self, datapath: Datapath, url: TargetUrl) -> None:
         """After a restart of the daemon: go on with the job that runs in this datapath."""
         self._url, self._datapath = url, datapath
+        self._slowdown = Slowdown(datapath, self._timeouts)
+        await self._slowdown.resume()
+        self.status = attrs.evolve(self.status, slowed=0)
         await self.copier.recover()
         self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
         self._follow()
@@ -152,7 +159,7 @@ class Copy:
 
     async def tidy(self, datapath: Datapath) -> None:
         """After a restart of the daemon: let go of what a copy that was over may still have held."""
-        self._datapath = datapath
+        self._datapath, self._slowdown = datapath, Slowdown(datapath, self._timeouts)
         await self.copier.recover()
         self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
         await self._let_go_of_all("")
@@ -198,7 +205,13 @@ class Copy:
                 await self._concluded(now.error)
                 return
             ready = now.ready or self.status.state is CopyState.READY
-            self.status = CopyStatus(CopyState.READY if ready else CopyState.PENDING, now.done, now.total)
+            state = CopyState.READY if ready else CopyState.PENDING
+            self.status = attrs.evolve(self.status, state=state, copied=now.done, total=now.total)
+            if self._slowdown is not None and not self._given_up and not self._finishing:
+                slowed = await self._slowdown.look(self._reactor.seconds(), now.done, now.total, ready)
+                self.status = attrs.evolve(self.status, slowed=slowed)
+                if self._slowdown.hopeless:
+                    self.give_up(self._slowdown.hopeless)
             idle = ready and now.done >= now.total and self.copier.alive
             if (now.done, now.total) != last or idle:
                 if now.done > last[0]:
@@ -319,6 +332,8 @@ class Copy:
             mirror.forget()
         async with _held(self._swapping):
             await self.copier.end()
+        if self._slowdown is not None:
+            await self._slowdown.release()
         try:
             await self._release()
         except MigrateError as failure:

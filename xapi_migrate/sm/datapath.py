@@ -123,6 +123,25 @@ class Datapath:
                 await self._settle()
                 self.save()
 
+    async def prepare_brake(self) -> None:
+        """Before a copy begins: from now on the domain can be slowed down."""
+        async with self._order("prepare to slow down"):
+            if self.users.get(DOMAIN):
+                await self.gate.prepare_brake()
+
+    async def slow(self, limit: int) -> None:
+        """The domain's writes go no faster than `limit` bytes per second; 0: as fast as they go. Over, too, when the
+        domain is deactivated."""
+        try:
+            await self.gate.slow(limit)
+        except _TROUBLE as failure:
+            raise SrBackendFailure(f"VDI {self.of.vdi} (slow down)", str(failure)) from failure
+
+    async def drop_brake(self) -> None:
+        """After the copy: the domain is as fast as before. Repeatable, also after a restart of the daemon."""
+        async with self._order("slow down no longer"):
+            await self.gate.drop_brake(bool(self.users.get(DOMAIN)))
+
     async def end_view(self) -> None:
         """Deactivate "target" but leave the image open: the domain's activation is next, and a guest waits for it."""
         async with self._order("deactivate"):

@@ -3,6 +3,7 @@
     export -> gate (raw) -> shut (all I/O fails) -> placeholder (right size)     SHUT, image closed
                          -> fence (writes fail) -> image                         FENCED
                          -> image                                                OPEN
+                         -> brake (writes no faster than a limit) -> image       OPEN, slowed
 
 The export and its client stay; only the child of the gate node is exchanged, by blockdev-reopen, which drains first.
 Reads fail as well as writes: QEMU lets a guest run on by itself when its stream fails, and one that found zeroes on its
@@ -25,6 +26,7 @@ from xapi_migrate.sm.storage_daemon import StorageDaemon
 
 _EIO = 5
 _WRITES = ("write", "write-zeroes", "discard")
+_BRAKE = "brake"
 
 
 class Position(Enum):
@@ -93,6 +95,28 @@ class Gate:
             await self._daemon.drop_nodes("fence")
         self._position = position
 
+    async def prepare_brake(self) -> None:
+        """Of an open gate, before a copy begins (each move of the gate waits for what a copy has in flight): from now
+        on `slow` limits what is written through it. A copy, which only reads, is not slowed, nor is a drain."""
+        await self._daemon.limit_writes(_BRAKE, 0)
+        await self._daemon.add_node(
+            driver="throttle", node_name=_BRAKE, throttle_group=_BRAKE, file=self.nodes.image,
+            discard="unmap", read_only=self._read_only,
+        )  # fmt: skip
+        await self._daemon.reopen_node(**self._gate(_BRAKE))
+
+    async def slow(self, limit: int) -> None:
+        """Writes go no faster than `limit` bytes per second; 0: as fast as they go. Over when the gate moves."""
+        await self._daemon.limit_writes(_BRAKE, limit)
+
+    async def drop_brake(self, is_open: bool) -> None:
+        """After the copy; repeatable. `is_open`: the gate is OPEN, slowed or not."""
+        if not await self._daemon.has_node(_BRAKE):
+            return
+        if is_open:
+            await self._daemon.reopen_node(**self._gate(self.nodes.image))
+        await self._daemon.drop_nodes(_BRAKE)
+
     async def prepare_fence(self) -> None:
         """Make what FENCED needs beforehand, the image being open: a suspended guest will wait for that move."""
         await self._add_refusing("fence", self.nodes.image, _WRITES)
@@ -141,7 +165,7 @@ class Gate:
 
     async def close_image(self) -> None:
         """Flush and close the image; nothing may use it any more."""
-        await self._daemon.drop_nodes("fence", self.nodes.image, self.nodes.file)
+        await self._daemon.drop_nodes("fence", _BRAKE, self.nodes.image, self.nodes.file)
 
     async def image_is_open(self) -> bool:
         """Whether this process holds the image."""

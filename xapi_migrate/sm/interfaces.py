@@ -181,13 +181,15 @@ class SameDiskProof:
 @attrs.frozen
 class CopyStatus:
     """Answer of Task.get_state. `copied` of `total` bytes, `total` grows with guest writes; `same_disk` true when there
-    was nothing to copy; `error` a sentence when failed."""
+    was nothing to copy; `error` a sentence when failed; `slowed`: bytes per second to which the guest's writes are
+    limited, because it wrote faster than the copy, 0: not."""
 
     state: CopyState
     copied: int = 0
     total: int = 0
     same_disk: bool = False
     error: str = ""
+    slowed: int = 0
 
 
 class MoveState(Enum):

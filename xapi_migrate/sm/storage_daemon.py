@@ -114,6 +114,15 @@ class StorageDaemon:
             (names.add if there else names.discard)(arguments["node-name"])
             self._names = names
 
+    async def limit_writes(self, group: str, bytes_per_second: int) -> None:
+        """The limit of a throttle group on what is written, 0: none. The group is made if it is not there."""
+        arguments = {"path": f"/objects/{group}", "property": "limits", "value": {"bps-write": bytes_per_second}}
+        try:
+            await self.execute("qom-set", arguments)
+        except QMPError:
+            await self.execute("object-add", {"qom-type": "throttle-group", "id": group})
+            await self.execute("qom-set", arguments)
+
     async def virtual_size(self, node: str) -> int:
         """Bytes."""
         return int((await self.nodes())[node]["image"]["virtual-size"])

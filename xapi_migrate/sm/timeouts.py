@@ -40,5 +40,9 @@ class SMTimeouts:
     nop_interval: int = 3
     # See nop_interval.
     nop_count: int = 3
+    # How long a copy may get no nearer to its end because the guest writes faster than it copies.
+    falling_behind: float = 20.0
+    # Then the guest's writes are slowed down more and more, else the copy fails.
+    slow_guests: bool = True
     # Bytes per second that one copy may read in its bulk pass, 0: as fast as it goes.
     copy_speed: int = 0

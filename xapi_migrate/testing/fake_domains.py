@@ -105,6 +105,9 @@ class FakeSuspension:
     def progress(self) -> tuple[int, int]:
         return self._sent, max(self._sent, len(self._guest.memory))
 
+    def measures(self) -> str:
+        return self._guest.measures
+
     async def cancel(self) -> None:
         if not self.over:
             self._steps.stop()

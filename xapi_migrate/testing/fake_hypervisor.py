@@ -48,6 +48,8 @@ class FakeGuest:
     memory: bytearray = attrs.field(factory=lambda: bytearray(64 << 10))
     printed: list[int] = attrs.field(factory=list)
     ignores_button: bool = False
+    measures: str = ""
+    """What its suspensions say of it."""
     owed: bool = False
     """A write was refused and has to be made again before the counter is printed."""
     tick: Any = None

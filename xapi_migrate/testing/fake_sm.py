@@ -115,6 +115,7 @@ class FakeSR:
         self._views: dict[str, int] = {}
         self.calls: list[tuple[str, ...]] = []
         self.stalled = False
+        self.slowed = 0
         """Copies stand still, and a deactivation fails them."""
 
     # -- what a simulation does
@@ -362,7 +363,8 @@ class FakeSR:
                 return
             ready = copy.status.state is CopyState.READY or not copy.todo
             state = CopyState.READY if ready else CopyState.PENDING
-            copy.status = CopyStatus(state, max(0, copy.total - len(copy.todo) * BLOCK), copy.total)
+            copied = max(0, copy.total - len(copy.todo) * BLOCK)
+            copy.status = CopyStatus(state, copied, copy.total, slowed=self.slowed)
         self._clock.callLater(self._tick, self._move, copy)
 
     def _transfer(self, copy: _Copy, blocks: int) -> None:

@@ -100,6 +100,9 @@ class PipeSuspension:
         size = len(self._guest.memory)
         return (size if self._suspended.happened else 0), size
 
+    def measures(self) -> str:
+        return self._guest.measures
+
     async def cancel(self) -> None:
         if not self.over:
             self._cancelled = True

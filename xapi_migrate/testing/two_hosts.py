@@ -77,9 +77,10 @@ class SimTask:
         self.progress.append(progress)
 
     def set_other(self, key: str, value: str) -> None:
-        self.other[key] = value
-        if not value:
-            del self.other[key]
+        if value:
+            self.other[key] = value
+        else:
+            self.other.pop(key, None)
         if key == "step":
             self.at_step(value)
 
