@@ -35,7 +35,8 @@ from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
 from .upstream.address import parse_upstream
-from .upstream.opening import front, open_overlay
+from .upstream.moves import UpstreamMigrationCalls
+from .upstream.opening import Beside, front, open_overlay, stand_beside
 from .uris import offer
 from .uris.capability import Capability
 from .uris.peer import HttpPeer
@@ -118,7 +119,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         raise InvalidValue("profile", config.profile)
     host = await prepare_host(records, state_dir, drivers.usable, _address(config), profile=PROFILES[config.profile])
     users = config.users or str(state_dir / "users")
-    server = make_server(records, [PasswordFile(state_dir / users, reactor)], reactor, lambda: host)
+    beside = stand_beside(upstream, records, reactor, upstream_trust) if upstream is not None else None
+    server = _server(records, PasswordFile(state_dir / users, reactor), reactor, host, beside)
     daemon.closes(server.stop)
     toolstack = make_toolstack(
         server, drivers, _make_sr(services), domains, LinuxBridges(), host, state_dir, reactor, config.without_bridge
@@ -130,7 +132,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     about = _host(config, reactor, server, toolstack, domains, host, peers)
     engine = _engine(daemon, config, about, identity.fingerprint())
     daemon.closes(engine.stop)
-    server.dispatcher.register(MigrationCalls(records, engine))
+    server.dispatcher.register(
+        MigrationCalls(records, engine) if beside is None else UpstreamMigrationCalls(beside.client)
+    )
     motion = register_migration_calls(server, engine, about, toolstack, FileJournals(state_dir / "motions"), services)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
@@ -140,9 +144,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
 
     tree = MigrationTree(engine, config.metadata_limit, reactor)
     served: Callable[[MigrationTree | None], Any] = partial(server.site, request_limit=config.request_limit)
-    if upstream is not None:
-        overlay = open_overlay(upstream, reactor, config.request_limit, upstream_trust)
-        daemon.closes(overlay.pool.close)
+    if beside is not None:
+        overlay = open_overlay(beside, server, config.request_limit)
+        daemon.closes(overlay.close)
         served = partial(front, overlay)
     site = served(tree)
     for description, endpoint in zip(config.listen, endpoints, strict=True):
@@ -159,6 +163,12 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         daemon.ports.append(port)
         daemon.closes(lambda port=port: defer.maybeDeferred(port.stopListening))  # type: ignore[misc]
         log.info("listening: {description}", description=f"unix:{path}")
+
+
+def _server(records: Records, passwords: PasswordFile, reactor: Any, host: str, beside: Beside | None) -> XenAPIServer:
+    if beside is None:
+        return make_server(records, [passwords], reactor, lambda: host)
+    return make_server(records, [], reactor, sessions=beside.sessions, elsewhere=beside.elsewhere)
 
 
 def _host(

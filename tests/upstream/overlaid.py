@@ -14,16 +14,45 @@ import attrs
 import XenAPI
 from twisted.internet import defer, reactor, threads
 
+from xapi_migrate.store.records import Records
 from xapi_migrate.upstream.address import parse_upstream
-from xapi_migrate.upstream.opening import front, open_overlay
+from xapi_migrate.upstream.moves import UpstreamMigrationCalls
+from xapi_migrate.upstream.opening import front, open_overlay, stand_beside
 from xapi_migrate.upstream.overlay import Overlay
+from xapi_migrate.xenapi.calls import CallContext
+from xapi_migrate.xenapi.own_calls import data_model
+from xapi_migrate.xenapi.server import XenAPIServer, make_server
+from xapi_migrate.xenapi.tasks import Task
 
 USERS = {"root": ("correct horse", "root"), "guest": ("of the house", "read-only"), "admin": ("vm", "vm-power-admin")}
+
+
+class SteeredMoves:
+    """VM.receive and VM.migrate as tests want them to go."""
+
+    def __init__(self) -> None:
+        self.users: list[str] = []
+        self.tasks: list[Task] = []
+        self.ending: defer.Deferred[str] = defer.Deferred()
+
+    async def VM_receive(self, call: CallContext, sr: str, options: dict[str, str]) -> list[str]:
+        self.users.append(call.user)
+        return ["http://127.0.0.1:1/migrate/x"]
+
+    async def VM_migrate(
+        self, call: CallContext, vm: str, uris: list[str], vdi_sr_map: dict[str, str], options: dict[str, str]
+    ) -> str:
+        self.users.append(call.user)
+        self.tasks.append(call.task)
+        call.task.on_cancel(self.ending.cancel)
+        call.task.set_progress(0.25)
+        return await self.ending
 
 
 @attrs.define
 class Overlaid:
     overlay: Overlay
+    server: XenAPIServer
     port: int
 
     @property
@@ -49,8 +78,15 @@ def with_client(url: str, work: Callable[[Any], Any], user: str = "root") -> Any
 
 
 @asynccontextmanager
-async def overlaid(upstream: str, trust_root: Any = None, local: Path | None = None) -> AsyncIterator[Overlaid]:
-    overlay = open_overlay(parse_upstream(upstream), reactor, 300 << 10, trust_root)
+async def overlaid(
+    upstream: str, trust_root: Any = None, local: Path | None = None, moves: Any = None
+) -> AsyncIterator[Overlaid]:
+    records = Records(data_model(), reactor)
+    await records.open()
+    beside = stand_beside(parse_upstream(upstream), records, reactor, trust_root)
+    server = make_server(records, [], reactor, sessions=beside.sessions, elsewhere=beside.elsewhere)
+    server.dispatcher.register(moves or UpstreamMigrationCalls(beside.client))
+    overlay = open_overlay(beside, server, 300 << 10)
     factory = front(overlay, None)
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
     if local is not None:
@@ -58,12 +94,14 @@ async def overlaid(upstream: str, trust_root: Any = None, local: Path | None = N
         trusted.trusted = True
         local_port = reactor.listenUNIX(str(local), trusted)  # type: ignore[attr-defined]
     try:
-        yield Overlaid(overlay, port.getHost().port)
+        yield Overlaid(overlay, server, port.getHost().port)
     finally:
         await defer.maybeDeferred(port.stopListening)
         if local is not None:
             await defer.maybeDeferred(local_port.stopListening)
-        overlay.pool.close()
+        server.stop()
+        overlay.close()
+        await records.close()
 
 
 def digest_of(size: int, block: bytes) -> str:

@@ -12,6 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import threads
 
+from tests.upstream.two_overlaid import two_overlaid
 from tests.xenapi.npm import NODE, installed_packages
 from tests.xenapi.two_servers import PASSWORD, USER, TwoServers, two_servers
 
@@ -34,10 +35,14 @@ def run(packages: Path, world: TwoServers, uuid: str, transport: str, cancel: bo
 
 
 @pytest.mark.limit(150)
-@pytest.mark.parametrize("transport", ["auto", "json-rpc", "xml-rpc"])
+@pytest.mark.parametrize(
+    ("transport", "servers"),
+    [("auto", two_servers), ("json-rpc", two_servers), ("xml-rpc", two_servers), ("auto", two_overlaid),
+     ("xml-rpc", two_overlaid)],
+)  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_it_watches_and_migrates(tmp_path: Path, packages: Path, transport: str) -> None:
-    async with two_servers(tmp_path) as world:
+async def test_it_watches_and_migrates(tmp_path: Path, packages: Path, transport: str, servers: Any) -> None:
+    async with servers(tmp_path) as world:
         vm = await world.source.new_vm(await world.source.new_sr(), disks=2)
         await world.destination.new_sr()
         uuid = world.source.records.get("VM", vm)["uuid"]
@@ -53,10 +58,12 @@ async def test_it_watches_and_migrates(tmp_path: Path, packages: Path, transport
 
 
 @pytest.mark.limit(150)
-@pytest.mark.parametrize("transport", ["json-rpc", "xml-rpc"])
+@pytest.mark.parametrize(
+    ("transport", "servers"), [("json-rpc", two_servers), ("xml-rpc", two_servers), ("json-rpc", two_overlaid)]
+)
 @pytest_twisted.ensureDeferred
-async def test_it_cancels(tmp_path: Path, packages: Path, transport: str) -> None:
-    async with two_servers(tmp_path) as world:
+async def test_it_cancels(tmp_path: Path, packages: Path, transport: str, servers: Any) -> None:
+    async with servers(tmp_path) as world:
         vm = await world.source.new_vm(await world.source.new_sr())
         await world.destination.new_sr()
         world.source.slow()

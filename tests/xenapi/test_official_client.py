@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import defer
 
+from tests.upstream.two_overlaid import two_overlaid
 from tests.xenapi.two_servers import Server, two_servers
 
 Event = dict[str, Any]
@@ -43,10 +44,11 @@ def watch(server: Server, classes: list[str], token: str, enough: Callable[[Even
     return server.client(work)
 
 
+@pytest.mark.parametrize("servers", [two_servers, two_overlaid])
 @pytest.mark.parametrize("cancel", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_a_migration_is_read_from_events_on_both_sides(tmp_path: Path, cancel: bool) -> None:
-    async with two_servers(tmp_path) as world:
+async def test_a_migration_is_read_from_events_on_both_sides(tmp_path: Path, cancel: bool, servers: Any) -> None:
+    async with servers(tmp_path) as world:
         here, there = world.source, world.destination
         vm = await here.new_vm(await here.new_sr())
         uuid = here.records.get("VM", vm)["uuid"]

@@ -66,9 +66,10 @@ class Mine:
 
 @attrs.frozen
 class Passed:
-    """A request that goes to the upstream as it is."""
+    """A request that goes to the upstream as it is. `after`: called when its answer begins."""
 
     repeatable: bool = False
+    after: Callable[[], None] = lambda: None
 
 
 class Decides(TypingProtocol):
@@ -233,7 +234,9 @@ class Front(Protocol, TimeoutMixin):
             work.addErrback(self._failed)
             return
         opening = (head.without_expectation() if head.expects else head.raw) + self._body if call else head.raw
-        self._relay = Relay(self, self._decides.pool, head, opening, _rest(head, call), decided.repeatable)
+        self._relay = Relay(
+            self, self._decides.pool, head, opening, _rest(head, call), decided.repeatable, decided.after
+        )
         self._relay.start()
 
     def _failed(self, failure: Failure) -> None:

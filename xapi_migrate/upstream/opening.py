@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from twisted.web.resource import Resource
 
+from ..store.interfaces import IRecords
 from ..uris.tree import MigrationTree
+from ..xenapi.own_calls import data_model
+from ..xenapi.server import XenAPIServer
 from ..xenapi.site import ApiSite
 from .address import UpstreamAddress
+from .calls import OverlayCalls
+from .client import UpstreamClient
 from .front import FrontFactory
+from .identity import Identity, VouchedSessions
 from .overlay import Overlay
+from .polls import Polls
 from .pool import Pool
 
 
@@ -27,9 +35,36 @@ class _Misdirected(Resource):
         return b"This connection serves migration URIs. Ask again on another.\n"
 
 
-def open_overlay(address: UpstreamAddress, reactor: Any, limit: int, trust_root: Any = None) -> Overlay:
-    """Nothing is connected yet: the upstream may come later, go and come back. Close its pool at the end."""
-    return Overlay(address, Pool(address.endpoint(reactor, trust_root), reactor), limit)
+@attrs.frozen
+class Beside:
+    """What the daemon needs of the upstream before it has its own server: sessions are the upstream's."""
+
+    address: UpstreamAddress
+    pool: Pool
+    client: UpstreamClient
+    identity: Identity
+    sessions: VouchedSessions
+
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """The classes whose objects are the upstream's: all but tasks."""
+        return frozenset(data_model().classes) - {"task"}
+
+
+def stand_beside(address: UpstreamAddress, records: IRecords, reactor: Any, trust_root: Any = None) -> Beside:
+    """Nothing is connected yet: the upstream may come later, go and come back."""
+    pool = Pool(address.endpoint(reactor, trust_root), reactor)
+    client = UpstreamClient(address, pool, reactor)
+    sessions = VouchedSessions(records, [], reactor)
+    return Beside(address, pool, client, Identity(client, sessions, reactor), sessions)
+
+
+def open_overlay(beside: Beside, server: XenAPIServer, limit: int) -> Overlay:
+    """`server` was made with what `beside` gives; it carries out our own calls and has our tasks. Close the overlay at
+    the end."""
+    polls = Polls(beside.client, server.events)
+    calls = OverlayCalls(beside.client, beside.identity, polls, server.dispatcher, server.records)
+    return Overlay(beside.address, beside.pool, limit, calls, polls.stop)
 
 
 def front(overlay: Overlay, migrations: MigrationTree | None) -> FrontFactory:

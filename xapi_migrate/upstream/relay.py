@@ -47,11 +47,12 @@ class Client(Protocol):
 
 class Relay:
     """`opening` is what the upstream is sent first: the head, and the body if it is here already; `body` is what
-    follows. `repeatable`: nothing is done twice if the request is sent twice. `saw` is told the head of the answer."""
+    follows. `repeatable`: nothing is done twice if the request is sent twice. `saw` is called
+    when the answer begins."""
 
     def __init__(
         self, client: Client, pool: Pool, head: RequestHead, opening: bytes, body: Body, repeatable: bool = False,
-        saw: Callable[[ResponseHead], None] | None = None,
+        saw: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._client = client
         self._pool = pool
@@ -175,8 +176,7 @@ class Relay:
                 transport.registerProducer(_Paced(self._client.out), True)
         else:
             self._persistent = head.persistent
-        if self._saw is not None:
-            self._saw(head)
+        self._saw()
 
     def _write(self, data: bytes) -> None:
         self._begun = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Container, Iterable
 from typing import Any
 
 from twisted.internet import defer
@@ -22,15 +22,19 @@ LIST_METHODS = "system.listMethods"
 
 
 class Dispatcher:
-    """All calls of this server."""
+    """All calls of this server. `elsewhere`: classes whose objects another server has, so that a reference that is not
+    known here may be good."""
 
     log = Logger()
 
-    def __init__(self, model: DataModel, records: IRecords, sessions: Sessions, tasks: Tasks) -> None:
+    def __init__(
+        self, model: DataModel, records: IRecords, sessions: Sessions, tasks: Tasks,
+        elsewhere: Container[str] = frozenset(),
+    ) -> None:  # fmt: skip
         self._model = model
         self._sessions = sessions
         self._tasks = tasks
-        self._arguments = Arguments(model, lambda cls, ref: _exists(records, cls, ref))
+        self._arguments = Arguments(model, lambda cls, ref: cls in elsewhere or _exists(records, cls, ref))
         self._calls: dict[str, Call] = {}
         self._under_way: set[defer.Deferred[None]] = set()
         self._stopping = False
@@ -88,7 +92,7 @@ class Dispatcher:
         return self._model.message(cls, rest)
 
     def _context(self, message: Message, session: str, user: str, origin: str, label: str) -> CallContext:
-        return CallContext(session, user, origin, message.full_name, lambda: self._tasks.begin(label))
+        return CallContext(session, user, origin, message.full_name, lambda: self._tasks.begin(label, user=user))
 
     async def _now(self, known: Call, context: CallContext, values: list[Any]) -> Any:
         try:

@@ -90,6 +90,10 @@ class Events:
         """How many calls wait for something to happen."""
         return len(self._waiting)
 
+    def count(self, cls: str) -> int:
+        """How many objects of a class there are."""
+        return len(self._records.refs(cls))
+
     def token(self) -> str:
         return f"{self._records.generation:020d},{0:020d}"
 

@@ -72,19 +72,20 @@ def _plain(item: Any) -> Any:
     raise TypeError(f"{type(item).__name__} cannot be answered")
 
 
-def _dump(answer: dict[str, Any]) -> bytes:
+def dump(answer: dict[str, Any]) -> bytes:
+    """An answer's bytes."""
     return json.dumps(answer, default=_plain, separators=(",", ":")).encode()
 
 
 def success(call: JsonCall, result: Any) -> bytes:
     result = "" if result is None else result
     if call.version:
-        return _dump({"jsonrpc": "2.0", "result": result, "id": call.id})
-    return _dump({"result": result, "error": None, "id": call.id})
+        return dump({"jsonrpc": "2.0", "result": result, "id": call.id})
+    return dump({"result": result, "error": None, "id": call.id})
 
 
 def failure(call: JsonCall, description: list[str]) -> bytes:
     if call.version:
         error = {"code": 1, "message": description[0], "data": description[1:]}
-        return _dump({"jsonrpc": "2.0", "error": error, "id": call.id})
-    return _dump({"result": None, "error": description, "id": call.id})
+        return dump({"jsonrpc": "2.0", "error": error, "id": call.id})
+    return dump({"result": None, "error": description, "id": call.id})

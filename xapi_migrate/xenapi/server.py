@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import attrs
@@ -52,12 +52,14 @@ class XenAPIServer:
 
 
 def make_server(
-    records: Records, checkers: list[ICredentialsChecker], reactor: Any, host: Callable[[], str] = lambda: NULL
-) -> XenAPIServer:
-    """`records` are open. `host` tells this host's ref, "this host" of sessions and tasks."""
-    sessions = Sessions(records, checkers, reactor, host)
+    records: Records, checkers: list[ICredentialsChecker], reactor: Any, host: Callable[[], str] = lambda: NULL,
+    sessions: Sessions | None = None, elsewhere: Container[str] = frozenset(),
+) -> XenAPIServer:  # fmt: skip
+    """`records` are open. `host` tells this host's ref, "this host" of sessions and tasks. Beside an upstream the
+    sessions are its own, and so are the objects of the classes `elsewhere`."""
+    sessions = sessions or Sessions(records, checkers, reactor, host)
     tasks = Tasks(records, reactor, host)
     events = Events(records.model, records, sessions, reactor)
-    dispatcher = Dispatcher(records.model, records, sessions, tasks)
+    dispatcher = Dispatcher(records.model, records, sessions, tasks, elsewhere)
     dispatcher.register(SessionCalls(sessions), TaskCalls(records, tasks), EventCalls(events, records))
     return XenAPIServer(records, sessions, tasks, events, dispatcher, ApiResource(dispatcher))

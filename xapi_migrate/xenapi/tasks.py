@@ -135,11 +135,11 @@ class Tasks:
     def now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.seconds(), UTC)
 
-    def begin(self, label: str, description: str = "") -> Task:
-        """A new pending task."""
+    def begin(self, label: str, description: str = "", user: str = "") -> Task:
+        """A new pending task, of what `user` asked for."""
         ref = self._records.create(
             "task", name_label=label, name_description=description, status=PENDING, progress=0.0, created=self.now(),
-            type="<none/>", resident_on=self._host(),
+            type="<none/>", resident_on=self._host(), _user=user,
         )  # fmt: skip
         return self._of(ref)
 

@@ -251,6 +251,13 @@ def value(item: Any) -> str:
     return form(item)
 
 
+def call(method: str, params: Iterable[Any]) -> bytes:
+    """A call's body."""
+    inside = "".join(f"<param>{value(param)}</param>" for param in params)
+    named = f"<methodName>{escape(method)}</methodName>"
+    return f'<?xml version="1.0"?><methodCall>{named}<params>{inside}</params></methodCall>'.encode()
+
+
 def success(result: Any) -> bytes:
     return f"{_SUCCESS}{value(result)}{_END}".encode()
 

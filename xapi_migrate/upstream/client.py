@@ -1,0 +1,81 @@
+"""Our own calls to the upstream, by its JSON-RPC, each with the session of whoever we act for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet import defer
+
+from ..errors import RemoteError
+from ..together import started
+from ..xenapi.wire import fit
+from . import exchange
+from .address import UpstreamAddress
+from .pool import Pool
+from .refusals import UpstreamSilent
+
+SECONDS = 60.0
+"""How long one of our calls may take."""
+ANSWER_LIMIT = 64 << 20
+_WORDS = 20
+"""Parameters of an error that are believed."""
+
+
+class UpstreamClient:
+    def __init__(self, address: UpstreamAddress, pool: Pool, clock: Any) -> None:
+        self._address = address
+        self._pool = pool
+        self._clock = clock
+
+    async def call(self, method: str, *params: Any, seconds: float = SECONDS) -> Any:
+        """The result. RemoteError with the upstream's own words; UpstreamSilent."""
+        call = {"jsonrpc": "2.0", "method": method, "params": params, "id": 0}
+        body = json.dumps(call, separators=(",", ":")).encode()
+        raw = await self.send(b"/jsonrpc", b"application/json", body, ".get_" in method, seconds)
+        try:
+            answer = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise self._silent("its answer is no JSON", True) from None
+        if not isinstance(answer, dict):
+            raise self._silent("its answer is no answer to a call", True)
+        if answer.get("error") is not None:
+            raise refusal(answer["error"])
+        if "result" not in answer:
+            raise self._silent("its answer has no result", True)
+        return answer["result"]
+
+    async def send(
+        self, path: bytes, content_type: bytes, body: bytes, repeatable: bool, seconds: float | None = SECONDS
+    ) -> bytes:
+        """What a call is answered, unread. UpstreamSilent, also for another status than 200. `seconds` None: for as
+        long as it takes."""
+        request = exchange.post(self._address.netloc, path, content_type, body)
+        asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable))
+        if seconds is not None:
+            asked.addTimeout(seconds, self._clock)
+        try:
+            answer = await asked
+        except exchange.NoAnswer as why:
+            raise self._silent(str(why), why.tried) from None
+        except defer.TimeoutError:
+            raise self._silent(f"there was no answer in {seconds:g} seconds", True) from None
+        if answer.status != 200:
+            raise self._silent(f"it answered with status {answer.status}", True)
+        return answer.body
+
+    def _silent(self, reason: str, tried: bool) -> UpstreamSilent:
+        return UpstreamSilent.after(str(self._address), reason, tried)
+
+
+def refusal(error: Any) -> RemoteError:
+    """What an `error` of JSON-RPC says, 1.0 or 2.0; hostile ones too become an error of bounded text."""
+    words: list[Any] = []
+    if isinstance(error, dict):
+        data = error.get("data")
+        words = [error.get("message"), *(data if isinstance(data, list) else [])]
+    elif isinstance(error, list):
+        words = error
+    said = [fit(str(word))[:1000] for word in words[:_WORDS] if isinstance(word, str | int | float)]
+    said = said or ["INTERNAL_ERROR", "the upstream told no reason"]
+    return RemoteError(said, ": ".join(said))
