@@ -25,8 +25,8 @@ from .migration.interfaces import IPeer
 from .migration.journal import FileJournals
 from .processes.in_thread import in_thread
 from .sm.discovery import discover
-from .sm.interfaces import ISR, ISRBackend, SRConfig
-from .sm.repository import Repository
+from .sm.interfaces import ISR, ISMDriver, SRConfig
+from .sm.repository import open_repository
 from .sm.services import SMServices
 from .sm.timeouts import SMTimeouts
 from .store.records import Records
@@ -224,9 +224,9 @@ def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:
     return driver
 
 
-def _make_sr(services: SMServices) -> Callable[[SRConfig, ISRBackend], ISR]:
-    def make(config: SRConfig, backend: ISRBackend) -> ISR:
-        sr: ISR = Repository(config, backend, services)
+def _make_sr(services: SMServices) -> Callable[[SRConfig, ISMDriver], ISR]:
+    def make(config: SRConfig, driver: ISMDriver) -> ISR:
+        sr: ISR = open_repository(driver, config, services)
         return sr
 
     return make

@@ -318,3 +318,14 @@ class SuspendImageNotAccessible(MigrateError):
     vdi: str
     vm: str
     reason: str
+
+
+@catalogue
+class SrOperationNotSupported(MigrateError):
+    """The SR {sr} does not do {operation}."""
+
+    code = "SR_OPERATION_NOT_SUPPORTED"
+    parameters = ("sr",)
+    status = 409
+    sr: str
+    operation: str

@@ -77,7 +77,7 @@ async def real_kit(folder: Path, kind: str) -> AsyncIterator[SRKit]:
         await task.deferLater(reactor, seconds)
 
     try:
-        yield SRKit(srs[0], srs[1], LIMIT, write, read, wait)
+        yield SRKit(srs[0], srs[1], LIMIT, write, read, wait, kind != "vhd")
     finally:
         for one in clients.values():
             one.close()  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ async def test_fake(check: Callable[[SRKit], Awaitable[None]], tmp_path: Path) -
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])
 @pytest.mark.parametrize("check", SR_CHECKS, ids=lambda check: check.__name__)
 @pytest_twisted.ensureDeferred
 async def test_sm_file(check: Callable[[SRKit], Awaitable[None]], kind: str, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ async def test_sm_file(check: Callable[[SRKit], Awaitable[None]], kind: str, tmp
         await check(kit)
 
 
-@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])
 @pytest.mark.parametrize("limit", [0, LIMIT])
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
 @pytest_twisted.ensureDeferred

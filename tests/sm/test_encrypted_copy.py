@@ -209,7 +209,7 @@ async def test_a_backend_that_cannot_encrypt_is_refused_where_it_must(tmp_path: 
     class Own:
         closed = False
 
-        async def vdi_get_url(self, uuid: str, migration: str, address: str) -> TargetUrl:
+        async def vdi_get_url(self, uuid: str, migration: str, address: str, secure: bool) -> TargetUrl:
             return TargetUrl("iscsi://127.0.0.1:3260/iqn.own:disk/1", "", "")
 
         async def vdi_close_url(self, uuid: str, migration: str) -> None:
@@ -217,7 +217,7 @@ async def test_a_backend_that_cannot_encrypt_is_refused_where_it_must(tmp_path: 
 
     async with two_hosts(tmp_path) as (_, theirs):
         own = Own()
-        theirs.sr._own = own
+        theirs.sr._backend._backend = own
         assert (await theirs.sr.vdi_get_url("a", "migration-1", "127.0.0.1")).url.startswith("iscsi:")
         with pytest.raises(SrBackendFailure, match="cannot encrypt"):
             await theirs.sr.vdi_get_url("a", "migration-1", "127.0.0.1", True)

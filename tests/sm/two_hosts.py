@@ -164,7 +164,7 @@ def image(host: Host, vdi: str) -> Path:
 
 async def compare(one: Path, other: Path) -> str:
     """ "" when both images show the same disk, else what differs."""
-    formats = {".raw": "raw", ".qcow2": "qcow2"}
+    formats = {".raw": "raw", ".qcow2": "qcow2", ".vhd": "vpc"}
     argv = ["compare", "-f", formats[one.suffix], "-F", formats[other.suffix], str(one), str(other)]
     out, err, code = await getProcessOutputAndValue("qemu-img", argv)
     return "" if code == 0 else (out + err).decode()

@@ -32,7 +32,7 @@ class MemoryDriver:
     vendor = "tests"
     version = "1"
     generation = 1
-    features = frozenset({"VDI_CREATE", "VDI_DESTROY"})
+    features = frozenset({"VDI_CREATE", "VDI_DESTROY", "VDI_RESIZE"})
     formats = ("raw",)
 
     def open_sr(self, config: SRConfig) -> Any:
@@ -50,7 +50,8 @@ class World:
     broken: set[str] = attrs.Factory(set)
     srs: dict[str, FakeSR] = attrs.Factory(dict)
 
-    def make_sr(self, config: SRConfig, backend: object) -> Any:
+    def make_sr(self, config: SRConfig, driver: Any) -> Any:
+        driver.open_sr(config)
         if config.uuid not in self.srs:
             storage = self.disks.setdefault(config.uuid, FakeStorage(uuid=config.uuid))
             self.srs[config.uuid] = FakeSR(reactor, storage=storage)

@@ -143,7 +143,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     await domains.open()
     disks: dict[str, FakeSR] = {}
 
-    def make_sr(config: SRConfig, backend: object) -> Any:
+    def make_sr(config: SRConfig, driver: object) -> Any:
         made = disks[config.uuid] = FakeSR(reactor, luns)  # type: ignore[arg-type]
         made.uuid = config.uuid
         return made

@@ -19,6 +19,7 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from xapi_migrate.errors import CopyFailed, MigrateError
 from xapi_migrate.processes.qmp import QMPError
@@ -28,6 +29,7 @@ from xapi_migrate.sm.copier import Copier
 from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
 from xapi_migrate.sm.mirror import Mirror
+from xapi_migrate.sm.optional import ICopyTask
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 _STATE = "copy.json"
@@ -43,6 +45,7 @@ class CopyOf:
     vdi: str
 
 
+@implementer(ICopyTask)
 class Copy:
     """One VDI.copy. `status` is what Task.get_state answers. Begun by `begin`, or by `resume` after a restart."""
 

@@ -24,7 +24,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from xapi_migrate.errors import SrBackendFailure, VdiInUse
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.gate import Gate, ImageNodes, Position
-from xapi_migrate.sm.interfaces import Attachment, ImageFormat, ImageLocation
+from xapi_migrate.sm.interfaces import Attachment, ImageFormat, ImageLocation, ImageNode
 from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 
@@ -49,10 +49,21 @@ class DatapathOf:
     turn: int = 0
     size: int = 0
     """See ImageLocation."""
+    node: dict[str, Any] | None = None
+    """The options of an ImageNode, which has no path."""
+    secrets: dict[str, str] = attrs.field(factory=dict, repr=False)
+    """Those of an ImageNode; after a restart their names only, the process has them."""
 
     @property
-    def location(self) -> ImageLocation:
+    def location(self) -> ImageLocation | ImageNode:
+        if self.node is not None:
+            return ImageNode(self.node, ImageFormat(self.format), self.size, self.secrets)
         return ImageLocation(Path(self.path), ImageFormat(self.format), self.size)
+
+    @property
+    def is_its_file(self) -> bool:
+        """Whether a file on this host has the disk's bytes as they are, and no others."""
+        return self.node is None and self.format == ImageFormat.RAW.value and not self.size
 
 
 class Datapath:
@@ -73,9 +84,12 @@ class Datapath:
     @property
     def view(self) -> Path:
         """The file that shows the disk's bytes as they are, for tgtd."""
-        if self.of.format == ImageFormat.RAW.value:
-            return Path(self.of.path)
-        return self.daemon.folder / _VIEW
+        return Path(self.of.path) if self.of.is_its_file else self.daemon.folder / _VIEW
+
+    @property
+    def file(self) -> Path:
+        """The file that is to be flushed: the image's, or the view of one that has none here."""
+        return self.view if self.of.node is not None else Path(self.of.path)
 
     async def build(self) -> None:
         """The nodes of a new process."""
@@ -179,7 +193,7 @@ class Datapath:
         if TARGET in active:
             # a raw image too, though tgtd goes past it: the domain's activation will then only have to move the gate
             await self.gate.open_image()
-            if self.of.format != ImageFormat.RAW.value:
+            if not self.of.is_its_file:
                 await self._show_view()
         elif TARGET in self.users:
             await self._hide_view()
@@ -210,7 +224,7 @@ class Datapath:
         )
 
     async def _hide_view(self) -> None:
-        if self.of.format != ImageFormat.RAW.value:
+        if not self.of.is_its_file:
             await self.daemon.drop_export(TARGET)
 
     @asynccontextmanager
@@ -226,7 +240,8 @@ class Datapath:
 
     def save(self) -> None:
         draft = self.daemon.folder / f"{_STATE}.new"
-        draft.write_text(json.dumps({"of": attrs.asdict(self.of), "users": self.users}))
+        of = attrs.evolve(self.of, secrets=dict.fromkeys(self.of.secrets, ""))
+        draft.write_text(json.dumps({"of": attrs.asdict(of), "users": self.users}))
         draft.replace(self.daemon.folder / _STATE)
 
 

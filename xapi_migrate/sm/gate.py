@@ -21,9 +21,10 @@ import attrs
 
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes.qmp import QMPError
-from xapi_migrate.sm.interfaces import ImageLocation
+from xapi_migrate.sm.interfaces import ImageFormat, ImageLocation, ImageNode
 from xapi_migrate.sm.storage_daemon import StorageDaemon
 
+Location = ImageLocation | ImageNode
 _EIO = 5
 _WRITES = ("write", "write-zeroes", "discard")
 _BRAKE = "brake"
@@ -56,12 +57,16 @@ class ImageNodes:
     def file(self) -> str:
         return f"{self.image}-file"
 
+    def secret(self, option: str) -> str:
+        """The name of what this option of the file node refers to."""
+        return f"{self.file}-{option}"
+
 
 class Gate:
     """Every move is repeatable and starts from wherever an interrupted one stopped."""
 
     def __init__(
-        self, daemon: StorageDaemon, vdi: str, location: ImageLocation, size: int, read_only: bool, turn: int = 0
+        self, daemon: StorageDaemon, vdi: str, location: Location, size: int, read_only: bool, turn: int = 0
     ) -> None:
         self.nodes = ImageNodes(turn)
         self._daemon = daemon
@@ -74,6 +79,7 @@ class Gate:
 
     async def build(self) -> None:
         """The nodes of a shut gate."""
+        await self._tell_secrets(self.nodes, self._location)
         await self._daemon.add_node(
             driver="null-co", node_name="placeholder", size=self._size, read_zeroes=True, read_only=self._read_only
         )
@@ -125,15 +131,12 @@ class Gate:
         """Open the image, its format as given, never probed. SrBackendFailure."""
         await self.open(self.nodes, self._location)
 
-    async def open(self, nodes: ImageNodes, location: ImageLocation) -> None:
+    async def open(self, nodes: ImageNodes, location: Location) -> None:
         """Open an image under these names, if it is not open. SrBackendFailure."""
         if await self._daemon.has_node(nodes.image):
             return
-        file = {"driver": "file", "filename": str(location.path)}
-        if location.path.is_block_device():
-            file["driver"] = "host_device"
         try:
-            await self._daemon.add_node(node_name=nodes.file, discard="unmap", read_only=self._read_only, **file)
+            await self._daemon.add_node(**self._file(nodes, location))
             await self._daemon.add_node(**self._image(nodes, location))
             actual = await self._daemon.virtual_size(nodes.image)
             if actual != self._size:
@@ -144,12 +147,13 @@ class Gate:
         except QMPError as failure:
             raise SrBackendFailure(f"opening VDI {self._vdi}", str(failure)) from failure
 
-    async def open_beside(self, nodes: ImageNodes, location: ImageLocation) -> None:
+    async def open_beside(self, nodes: ImageNodes, location: Location) -> None:
         """Another image behind an open gate of its own, which nobody uses yet. SrBackendFailure."""
+        await self._tell_secrets(nodes, location)
         await self.open(nodes, location)
         await self._daemon.add_node(**self._gate(nodes.image, nodes))
 
-    async def flush_beside(self, nodes: ImageNodes, location: ImageLocation) -> None:
+    async def flush_beside(self, nodes: ImageNodes, location: Location) -> None:
         """Everything that was written to that image so far is on its disk, a format's own tables too: to reopen an
         image flushes it, and QEMU has no other command that does."""
         await self._daemon.reopen_node(**self._image(nodes, location))
@@ -159,7 +163,7 @@ class Gate:
         fence = [] if nodes.turn > self.nodes.turn else ["fence"]  # it is over the image that was there before
         await self._daemon.drop_nodes(nodes.gate, *fence, nodes.image, nodes.file)
 
-    def exchanged(self, vdi: str, location: ImageLocation, nodes: ImageNodes) -> None:
+    def exchanged(self, vdi: str, location: Location, nodes: ImageNodes) -> None:
         """The other image, with its gate, is in the place of this one."""
         self._vdi, self._location, self.nodes, self._position = vdi, location, nodes, Position.OPEN
 
@@ -183,8 +187,24 @@ class Gate:
             read_only=self._read_only,
         )
 
-    def _image(self, nodes: ImageNodes, location: ImageLocation) -> dict[str, Any]:
-        limit = {"size": location.size} if location.size else {}
+    async def _tell_secrets(self, nodes: ImageNodes, location: Location) -> None:
+        """They are kept nowhere but in the process: it must have them before anybody opens the image."""
+        if isinstance(location, ImageNode):
+            for option, text in location.secrets.items():
+                if text:
+                    name = nodes.secret(option)
+                    await self._daemon.execute("object-add", {"qom-type": "secret", "id": name, "data": text})
+
+    def _file(self, nodes: ImageNodes, location: Location) -> dict[str, Any]:
+        """What is below the format."""
+        node = {"node_name": nodes.file, "discard": "unmap", "read_only": self._read_only}
+        if isinstance(location, ImageNode):
+            return {**location.options, **{option: nodes.secret(option) for option in location.secrets}, **node}
+        driver = "host_device" if location.path.is_block_device() else "file"
+        return {"driver": driver, "filename": str(location.path), **node}
+
+    def _image(self, nodes: ImageNodes, location: Location) -> dict[str, Any]:
+        limit = {"size": location.size} if location.size and location.format is ImageFormat.RAW else {}
         return {
             **limit,
             "driver": location.format.value,

@@ -3,22 +3,26 @@
 Two sides. `ISMDriver` and `ISRBackend` are what the author of a storage backend writes: where VDIs
 live, nothing more. `ISR` is what the engine uses: the seed's SM API for one attached SR, made by
 `xapi_migrate.sm.repository` out of a backend and the shared services (datapath, iSCSI service, copier).
-A backend never opens an image itself, the datapath does.
+A backend never opens an image itself, the datapath does. What a backend may have in addition, and what is handed to
+it, is in `xapi_migrate.sm.optional`.
 
-Sizes are bytes. All methods may return Deferreds or coroutines unless said otherwise.
+Sizes are bytes. All methods may return Deferreds or coroutines unless said otherwise. They are called in the reactor's
+thread and must not block it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import attrs
 from zope.interface import Attribute, Interface
 
 GENERATION = 1
-"""The generation of this interface; a driver names the one it was written for."""
+"""The generation of this interface; a driver names the one it was written for. It is raised when a driver written
+before has to be changed; what is added (optional calls, attributes with a default) does not raise it."""
 
 
 class ImageFormat(Enum):
@@ -47,11 +51,13 @@ class CopyState(Enum):
 
 @attrs.frozen
 class SRConfig:
-    """An SR as its record says: `device_config` is the PBD's map (for sm_file: location, format)."""
+    """An SR as its record says: `device_config` is the PBD's map (for sm_file: location, format). `services` is an
+    `xapi_migrate.sm.optional.ISharedServices`; None where a backend is tried by itself."""
 
     uuid: str
     driver: str
     device_config: dict[str, str]
+    services: Any = attrs.field(default=None, repr=False, eq=False)
 
 
 @attrs.frozen
@@ -85,34 +91,53 @@ class ImageLocation:
     size: int = 0
 
 
+@attrs.frozen
+class ImageNode:
+    """The same for what has no path on this host: a block node of QEMU, which the datapath opens with a library of
+    QEMU's own (iscsi, nbd, rbd, ssh, http...). `options` are those of blockdev-add, `driver` among them, without
+    node-name. `secrets` are passed by reference: option (such as "password-secret") -> text."""
+
+    options: Mapping[str, Any]
+    format: ImageFormat = ImageFormat.RAW
+    size: int = 0
+    secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+
 class ISRBackend(Interface):
-    """One SR, as the author of a backend writes it. Methods may be slow; each is called with a
-    time-out, never twice at once for one VDI, and may be repeated after a failure."""
+    """One SR, as the author of a backend writes it: these calls are required.
+
+    Made anew by each start of the daemon, and for each host that has the SR. Calls for different VDIs run side by side,
+    those for one VDI never. Each may be repeated after a failure, a time-out or a restart, and must then end as if it
+    had come once. One that does not answer in time is cancelled, and has failed. Beside the errors named here
+    InvalidValue and SrBackendFailure may be raised; anything else becomes SR_BACKEND_FAILURE. docs/sm-interface.md says
+    when each comes.
+    """
 
     def attach() -> Awaitable[None]:
         """Make the SR usable on this host; on each start of the daemon. SrBackendFailure if it cannot be."""
 
     def detach() -> Awaitable[None]:
-        """The SR is no longer used on this host."""
+        """The SR is no longer used on this host, none of its VDIs is attached. Not at the end of the daemon."""
 
     def stat() -> Awaitable[SRStat]:
-        """Sizes now."""
+        """Sizes now; 0 <= free <= total."""
 
     def scan() -> Awaitable[list[VDIInfo]]:
-        """All VDIs that are in the SR."""
+        """All VDIs that are in the SR, those that other hosts made too."""
 
     def vdi_create(uuid: str, virtual_size: int) -> Awaitable[VDIInfo]:
-        """A new VDI that reads as zeroes. SrFull when there is no room."""
+        """A new VDI of exactly this size, rounded up to a multiple of 512, that reads as zeroes. A repeat of the same
+        answers the VDI that is there. SrFull when there is no room, and nothing is left of it then."""
 
     def vdi_destroy(uuid: str) -> Awaitable[None]:
-        """Remove a VDI; a VDI that is not there is no error."""
+        """Remove a VDI that nobody has attached; a VDI that is not there is no error."""
 
-    def vdi_location(uuid: str) -> Awaitable[ImageLocation]:
+    def vdi_location(uuid: str) -> Awaitable[ImageLocation | ImageNode]:
         """Where the datapath finds it. VdiMissing."""
 
     def nonce_write(name: str, value: str) -> Awaitable[None]:
-        """Leave a small text under `name` ([0-9a-f-]+) inside the SR for whoever shares the storage;
-        value "" removes it."""
+        """Leave a text, 32 characters at most, under `name` ([0-9a-f-]+, a uuid) inside the SR for whoever shares the
+        storage; value "" removes it."""
 
     def nonce_read(name: str) -> Awaitable[str]:
         """The text that was left under `name`, "" if there is none."""
@@ -142,8 +167,10 @@ class ISMDriver(Interface):
     vendor: str = Attribute("who wrote it")
     version: str = Attribute("its version")
     generation: int = Attribute("the GENERATION it was written for")
-    features: frozenset[str] = Attribute("SR features: VDI_CREATE VDI_DESTROY VDI_MIRROR SHARED ...")
-    formats: tuple[str, ...] = Attribute("image formats it can hold")
+    features: frozenset[str] = Attribute(
+        "what its SRs can do: VDI_CREATE, VDI_DESTROY, VDI_RESIZE, SHARED; others are shown to clients and do nothing"
+    )
+    formats: tuple[str, ...] = Attribute("image formats it can hold, values of ImageFormat")
 
     def open_sr(config: SRConfig) -> ISRBackend:
         """The backend object of one SR; does no I/O. InvalidValue if device_config is wrong."""
@@ -234,6 +261,10 @@ class ISR(Interface):
 
     def vdi_destroy(uuid: str) -> Awaitable[None]:
         """VDI.destroy; VdiInUse while it is attached."""
+
+    def vdi_resize(uuid: str, virtual_size: int) -> Awaitable[VDIInfo]:
+        """VDI.resize; VdiInUse while it is attached, InvalidValue when it would shrink. SrFull,
+        SrOperationNotSupported."""
 
     def vdi_attach(uuid: str, purpose: Purpose, read_only: bool = False) -> Awaitable[Attachment]:
         """VDI.attach (step 4.2 on the receiver): the export exists from now on, its gate shut."""

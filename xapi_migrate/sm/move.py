@@ -23,7 +23,7 @@ from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.datapath import Datapath, DatapathOf, Datapaths
 from xapi_migrate.sm.flushing import flush
 from xapi_migrate.sm.gate import ImageNodes
-from xapi_migrate.sm.interfaces import MoveState, MoveStatus
+from xapi_migrate.sm.interfaces import ImageLocation, MoveState, MoveStatus
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 JOB = "move"
@@ -86,8 +86,9 @@ class ImageMove:
     async def settle(self) -> None:
         """Of a ready move: what was written so far stays in the new image, whatever dies. CopyFailed."""
         location = self._to.location
-        # The most of it beside the domain's work, for which the reopening waits.
-        await threads.deferToThread(flush, location.path)
+        if isinstance(location, ImageLocation):
+            # The most of it beside the domain's work, for which the reopening waits.
+            await threads.deferToThread(flush, location.path)
         try:
             await self._datapath.gate.flush_beside(self._nodes, location)
         except _TROUBLE as failure:

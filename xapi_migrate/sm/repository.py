@@ -1,7 +1,6 @@
 """The SM API of one attached SR, made out of a storage backend and the host's shared services.
 
-A backend may offer `vdi_get_url`, `vdi_close_url` or `vdi_copy` of its own, with ISR's signatures; they are
-used then instead of ours.
+A backend that has `vdi_get_url`, `vdi_close_url` or `vdi_copy` of its own (`sm/optional.py`) is asked first.
 """
 
 from __future__ import annotations
@@ -9,15 +8,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from twisted.internet import defer, threads
+import attrs
+from twisted.internet import threads
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from xapi_migrate.errors import (
     CopyFailed,
     HandleInvalid,
+    InvalidValue,
     MigrateError,
     SrBackendFailure,
     SrNotAttached,
@@ -26,15 +27,16 @@ from xapi_migrate.errors import (
 )
 from xapi_migrate.sm.copy import Copy, CopyOf
 from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath, DatapathOf, ImageCalls
+from xapi_migrate.sm.guarded import GuardedBackend
 from xapi_migrate.sm.interfaces import (
     ISR,
     Attachment,
     CopyState,
     CopyStatus,
-    IAttachesVDIs,
+    ImageNode,
     IMovesImages,
     IShowsImages,
-    ISRBackend,
+    ISMDriver,
     MoveStatus,
     Purpose,
     SameDiskProof,
@@ -45,10 +47,10 @@ from xapi_migrate.sm.interfaces import (
 )
 from xapi_migrate.sm.iscsi_target import migration_id
 from xapi_migrate.sm.move import ImageMove
+from xapi_migrate.sm.optional import ICopyTask
 from xapi_migrate.sm.same_disk import read_identity
 from xapi_migrate.sm.services import SMServices
-
-_T = TypeVar("_T")
+from xapi_migrate.sm.shared import SharedServices
 
 
 @implementer(ISR, IMovesImages, IShowsImages)
@@ -57,23 +59,29 @@ class Repository:
 
     log = Logger()
 
-    def __init__(self, config: SRConfig, backend: Any, services: SMServices) -> None:
+    def __init__(self, config: SRConfig, backend: Any, services: SMServices, driver: ISMDriver | None = None) -> None:
         self.uuid = config.uuid
-        self._backend = ISRBackend(backend)
-        self._own = backend
+        self._backend = GuardedBackend(
+            config.uuid,
+            backend,
+            services.reactor,
+            services.timeouts.backend,
+            driver.features if driver else None,
+            driver.formats if driver else None,
+        )
         self._services = services
         self._attached = False
         self._sizes: dict[str, VDIInfo] = {}
-        if IAttachesVDIs.providedBy(backend):
-            services.datapaths.images_of(self.uuid, ImageCalls(self._image_attach, self._image_detach))
+        if self._backend.attaches:
+            services.datapaths.images_of(self.uuid, ImageCalls(self._backend.vdi_attach, self._image_detach))
+        self._own_copies: dict[str, tuple[str, ICopyTask]] = {}
+        """Those that the backend makes by itself: the VDI and the copy, by ref."""
 
     # -- the SR
 
     async def attach(self) -> None:
-        await self._ask(self._backend.attach(), f"attaching SR {self.uuid}")
-        if IAttachesVDIs.providedBy(self._own):
-            living = self._services.datapaths.of_sr(self.uuid)
-            await self._ask(self._own.vdi_keep(living), f"attaching SR {self.uuid}")
+        await self._backend.attach()
+        await self._backend.vdi_keep(self._services.datapaths.of_sr(self.uuid))
         self._attached = True
 
     async def detach(self) -> None:
@@ -81,16 +89,16 @@ class Repository:
             await self._tidied(vdi)
         for vdi in self._services.datapaths.of_sr(self.uuid):
             raise VdiInUse(vdi, "attached")
-        await self._ask(self._backend.detach(), f"detaching SR {self.uuid}")
+        await self._backend.detach()
         self._attached = False
 
     async def stat(self) -> SRStat:
         self._require_attached()
-        return await self._ask(self._backend.stat(), f"SR {self.uuid}")
+        return await self._backend.stat()
 
     async def scan(self) -> list[VDIInfo]:
         self._require_attached()
-        found = await self._ask(self._backend.scan(), f"scanning SR {self.uuid}")
+        found = await self._backend.scan()
         self._sizes = {info.uuid: info for info in found}
         return found
 
@@ -98,17 +106,29 @@ class Repository:
 
     async def vdi_create(self, uuid: str, virtual_size: int) -> VDIInfo:
         self._require_attached()
-        info = await self._ask(self._backend.vdi_create(uuid, virtual_size), f"creating VDI {uuid}")
+        info = await self._backend.vdi_create(uuid, virtual_size)
         self._sizes[uuid] = info
         return info
 
     async def vdi_destroy(self, uuid: str) -> None:
         self._require_attached()
+        await self._check_unused(uuid)
+        await self._backend.vdi_destroy(uuid)
+        self._sizes.pop(uuid, None)
+
+    async def vdi_resize(self, uuid: str, virtual_size: int) -> VDIInfo:
+        self._require_attached()
+        await self._check_unused(uuid)
+        if virtual_size < (await self._info(uuid)).virtual_size:
+            raise InvalidValue("size", f"{virtual_size}: a VDI cannot be made smaller")
+        self._sizes.pop(uuid, None)
+        info = self._sizes[uuid] = await self._backend.vdi_resize(uuid, virtual_size)
+        return info
+
+    async def _check_unused(self, uuid: str) -> None:
         await self._tidied(uuid)
         if self._services.datapaths.get(uuid) is not None:
             raise VdiInUse(uuid, "attached")
-        await self._ask(self._backend.vdi_destroy(uuid), f"destroying VDI {uuid}")
-        self._sizes.pop(uuid, None)
 
     async def vdi_attach(self, uuid: str, purpose: Purpose, read_only: bool = False) -> Attachment:
         return (await self._attach(uuid, purpose.value, read_only)).attachment
@@ -123,6 +143,9 @@ class Repository:
         copy = self._services.copies.of_vdi(uuid) if purpose is Purpose.DOMAIN else None
         if copy is None:
             await datapath.deactivate(purpose.value)
+            for vdi, own in self._own_copies.values():
+                if vdi == uuid and purpose is Purpose.DOMAIN:
+                    await self._backend.within(f"finishing the copy of VDI {uuid}", own.finish)
         else:
             # First nothing can be written any more, then the copy ends: FINISHED is final. The image, which only the
             # copy still holds, is closed behind.
@@ -137,21 +160,17 @@ class Repository:
     # -- the receiving side of a copy
 
     async def vdi_get_url(self, uuid: str, migration: str, address: str, secure: bool = False) -> TargetUrl:
-        if hasattr(self._own, "vdi_get_url"):
-            own: TargetUrl = await self._own.vdi_get_url(uuid, migration, address)
-            if secure and not own.url.startswith("nbds:"):
-                await self._own.vdi_close_url(uuid, migration)
-                raise SrBackendFailure(
-                    f"exporting VDI {uuid}",
-                    "its backend cannot encrypt what is copied into it, and this offer is https",
-                )
-            return own
+        own = await self._backend.vdi_get_url(uuid, migration, address, secure)
+        return await self.serve(uuid, migration, address, secure) if own is None else own
+
+    async def serve(self, uuid: str, migration: str, address: str, secure: bool) -> TargetUrl:
+        """The shared services' vdi_get_url."""
         await self._services.behind.done(uuid)
         datapath = await self._attach(uuid, TARGET)
         try:
             await datapath.activate(TARGET)
             url = await self._serve(secure)(migration, uuid, datapath.view, address, scsi_id=uuid)
-            self._services.flushing.begin(uuid, Path(datapath.of.path))
+            self._services.flushing.begin(uuid, datapath.file)
             return url
         except BaseException:
             await self._services.datapaths.detach(uuid, TARGET)
@@ -170,9 +189,11 @@ class Repository:
             raise
 
     async def vdi_close_url(self, uuid: str, migration: str) -> None:
-        if hasattr(self._own, "vdi_close_url"):
-            await self._own.vdi_close_url(uuid, migration)
-            return
+        await self._backend.vdi_close_url(uuid, migration)
+        await self.end_serving(uuid, migration)
+
+    async def end_serving(self, uuid: str, migration: str) -> None:
+        """The shared services' vdi_close_url."""
         services = self._services
         services.flushing.end(uuid)
         await services.iscsi.close_lun(migration, uuid)
@@ -196,24 +217,32 @@ class Repository:
 
     async def same_disk_proof(self, migration: str) -> SameDiskProof:
         proof = SameDiskProof(migration_id(migration), secrets.token_hex(16))
-        await self._ask(self._backend.nonce_write(proof.name, proof.value), f"leaving a nonce in SR {self.uuid}")
+        await self._backend.nonce_write(proof.name, proof.value)
         return proof
 
     async def forget_proof(self, migration: str) -> None:
-        await self._ask(self._backend.nonce_write(migration_id(migration), ""), f"removing a nonce from SR {self.uuid}")
+        await self._backend.nonce_write(migration_id(migration), "")
 
     # -- the sending side
 
     async def vdi_copy(
         self, uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool = False
     ) -> None:
-        if hasattr(self._own, "vdi_copy"):
-            await self._own.vdi_copy(uuid, url, ref, proof, force_copy)
+        if ref in self._own_copies:
             return
+        own = await self._backend.vdi_copy(uuid, url, ref, proof, force_copy)
+        if own is None:
+            await self.begin_copy(uuid, url, ref, proof, force_copy)
+        elif not isinstance(own, Copy):  # a shared one that it asked for is known already
+            self._own_copies[ref] = (uuid, own)
+
+    async def begin_copy(
+        self, uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool
+    ) -> Copy:
+        """The shared services' vdi_copy."""
         copies = self._services.copies
         try:
-            copies.get(ref)
-            return
+            return copies.get(ref)
         except HandleInvalid:
             pass
         await copies.tidied(uuid)
@@ -235,19 +264,34 @@ class Repository:
             if not copy.over:
                 copy.end_at_once(CopyStatus(CopyState.FAILED, error="cancelled"))
             raise
+        return copy
 
     async def copy_state(self, ref: str) -> CopyStatus:
+        if ref in self._own_copies:
+            return self._own_copies[ref][1].status
         return self._services.copies.get(ref).status
 
     async def copy_replace(self, ref: str, url: TargetUrl) -> None:
-        await self._services.copies.get(ref).replace(url)
+        if ref in self._own_copies:
+            vdi, own = self._own_copies[ref]
+            await self._backend.within(f"redirecting the copy of VDI {vdi}", own.replace, url)
+        else:
+            await self._services.copies.get(ref).replace(url)
 
     async def copy_finish(self, ref: str) -> None:
+        if ref in self._own_copies:
+            vdi, own = self._own_copies[ref]
+            await self._backend.within(f"finishing the copy of VDI {vdi}", own.finish)
+            return
         copy = self._services.copies.get(ref)
         await copy.finish()
         await copy.tidied()  # no guest is waiting
 
     async def copy_cancel(self, ref: str) -> None:
+        vdi, own = self._own_copies.get(ref, ("", None))
+        if own is not None:
+            await self._backend.within(f"cancelling the copy of VDI {vdi}", own.cancel)
+            self._own_copies.pop(ref, None)
         await self._services.copies.forget(ref)
 
     # -- the VDI's bytes as a file
@@ -312,18 +356,16 @@ class Repository:
         """What a datapath of this VDI is for."""
         self._require_attached()
         info = await self._info(uuid)
-        location = await self._ask(self._backend.vdi_location(uuid), f"finding VDI {uuid}")
-        read_only = read_only or info.read_only
-        return DatapathOf(
-            self.uuid, uuid, str(location.path), location.format.value, info.virtual_size, read_only, size=location.size
-        )
-
-    async def _image_attach(self, uuid: str) -> None:
-        await self._ask(self._own.vdi_attach(uuid), f"attaching VDI {uuid}")
+        at = await self._backend.vdi_location(uuid)
+        size, read_only = info.virtual_size, read_only or info.read_only
+        if isinstance(at, ImageNode):
+            node, secrets = dict(at.options), dict(at.secrets)
+            return DatapathOf(self.uuid, uuid, "", at.format.value, size, read_only, 0, at.size, node, secrets)
+        return DatapathOf(self.uuid, uuid, str(at.path), at.format.value, size, read_only, 0, at.size)
 
     async def _image_detach(self, uuid: str) -> None:
         try:
-            await self._ask(self._own.vdi_detach(uuid), f"detaching VDI {uuid}")
+            await self._backend.vdi_detach(uuid)
         except MigrateError as failure:  # nobody uses it any more: nothing that waits for this is at stake
             self.log.warn("VDI {vdi} stays attached to its storage: {reason}", vdi=uuid, reason=str(failure))
 
@@ -357,7 +399,7 @@ class Repository:
             raise CopyFailed(
                 vdi, "the other host has a VDI of this uuid in another SR: is its storage a clone of this?"
             )
-        found = await self._ask(self._backend.nonce_read(proof.name), f"reading a nonce from SR {self.uuid}")
+        found = await self._backend.nonce_read(proof.name)
         if not secrets.compare_digest(found.encode(), proof.value.encode()):
             raise CopyFailed(
                 vdi,
@@ -395,23 +437,19 @@ class Repository:
         if not self._attached:
             raise SrNotAttached(self.uuid)
 
-    async def _ask(self, answer: Awaitable[_T], what: str) -> _T:
-        """A backend is somebody else's code: it has a time-out and its exceptions become ours."""
 
-        async def await_it() -> _T:
-            return await answer
-
-        asked = defer.ensureDeferred(await_it())
-        asked.addTimeout(self._services.timeouts.backend, self._services.reactor)
-        try:
-            return await asked
-        except (MigrateError, defer.CancelledError):
-            raise
-        except (TimeoutError, defer.TimeoutError) as failure:
-            reason = f"no answer for {self._services.timeouts.backend:g} s"
-            raise SrBackendFailure(what, reason) from failure
-        except Exception as failure:
-            raise SrBackendFailure(what, f"{type(failure).__name__}: {failure}") from failure
+def open_repository(driver: ISMDriver, config: SRConfig, services: SMServices) -> Repository:
+    """The SR of this record. InvalidValue, SrBackendFailure."""
+    shared = SharedServices(services.reactor)
+    try:
+        backend = driver.open_sr(attrs.evolve(config, services=shared))
+    except MigrateError:
+        raise
+    except Exception as failure:
+        raise SrBackendFailure(f"opening SR {config.uuid}", f"{type(failure).__name__}: {failure}") from failure
+    repository = Repository(config, backend, services, driver)
+    shared.bind(repository)
+    return repository
 
 
 def _make_sparse(path: Path, size: int) -> None:

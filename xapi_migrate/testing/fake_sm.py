@@ -21,6 +21,7 @@ from zope.interface import implementer
 from xapi_migrate.errors import (
     CopyFailed,
     HandleInvalid,
+    InvalidValue,
     MigrateError,
     SrBackendFailure,
     SrFull,
@@ -208,6 +209,21 @@ class FakeSR:
         if uuid in self._users:
             raise VdiInUse(uuid, "attached")
         self.storage.disks.pop(uuid, None)
+
+    async def vdi_resize(self, uuid: str, virtual_size: int) -> VDIInfo:
+        self._called("vdi_resize", uuid)
+        self._require_attached()
+        self._require_vdi(uuid)
+        if uuid in self._users:
+            raise VdiInUse(uuid, "attached")
+        disk = self.storage.disks[uuid]
+        if virtual_size < len(disk):
+            raise InvalidValue("size", str(virtual_size))
+        free = (await self.stat()).free
+        if virtual_size - len(disk) > free:
+            raise SrFull(self.uuid, virtual_size - len(disk), free)
+        disk.extend(bytes(virtual_size - len(disk)))
+        return VDIInfo(uuid, len(disk))
 
     async def vdi_attach(self, uuid: str, purpose: Purpose, read_only: bool = False) -> Attachment:
         self._called("vdi_attach", uuid, purpose.value)

@@ -13,7 +13,16 @@ from typing import TypeVar
 
 import attrs
 
-from xapi_migrate.errors import HandleInvalid, MigrateError, SrFull, SrNotAttached, VdiInUse, VdiMissing
+from xapi_migrate.errors import (
+    HandleInvalid,
+    InvalidValue,
+    MigrateError,
+    SrFull,
+    SrNotAttached,
+    VdiInUse,
+    VdiMissing,
+)
+from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.interfaces import (
     ISR,
     Attachment,
@@ -21,6 +30,7 @@ from xapi_migrate.sm.interfaces import (
     CopyStatus,
     IAttachesVDIs,
     ImageFormat,
+    ImageLocation,
     IShowsImages,
     ISRBackend,
     Purpose,
@@ -36,7 +46,7 @@ _E = TypeVar("_E", bound=Exception)
 class SRKit:
     """`ours` and `theirs`: attached SRs of two hosts, at least 64 MiB free in each. `ours` has at most `most` bytes
     free. `write` and `read` are a guest's I/O on an attachment of `ours` or `theirs` (write raises OSError when it is
-    refused); `wait` lets that many seconds pass for the copies."""
+    refused); `wait` lets that many seconds pass for the copies. `resizes`: whether VDIs of `ours` can grow."""
 
     ours: ISR
     theirs: ISR
@@ -44,6 +54,7 @@ class SRKit:
     write: Callable[[Attachment, int, bytes], Awaitable[None]]
     read: Callable[[Attachment, int, int], Awaitable[bytes]]
     wait: Callable[[float], Awaitable[None]]
+    resizes: bool = True
 
 
 def new_uuid() -> str:
@@ -171,6 +182,28 @@ async def check_in_use(kit: SRKit) -> None:
     await raises(VdiInUse, kit.ours.detach())
     await kit.ours.vdi_detach(vdi)
     await kit.ours.vdi_destroy(vdi)
+
+
+async def check_resize(kit: SRKit) -> None:
+    """A VDI that nobody uses grows, keeps its content and reads as zeroes behind it; it never shrinks. Repeatable."""
+    vdi, attachment = await _source(kit, b"once")
+    await raises(VdiInUse, kit.ours.vdi_resize(vdi, 2 * SIZE))
+    await kit.ours.vdi_detach(vdi)
+    if not kit.resizes:
+        await raises(SrOperationNotSupported, kit.ours.vdi_resize(vdi, 2 * SIZE))
+        return
+    await raises(InvalidValue, kit.ours.vdi_resize(vdi, SIZE - MIB))
+    await raises(SrFull, kit.ours.vdi_resize(vdi, kit.most + 2 * SIZE))
+    for _ in range(2):
+        assert (await kit.ours.vdi_resize(vdi, 2 * SIZE)).virtual_size == 2 * SIZE
+    assert [info.virtual_size for info in await kit.ours.scan()] == [2 * SIZE]
+    attachment = await kit.ours.vdi_attach(vdi, Purpose.DOMAIN)
+    assert attachment.virtual_size == 2 * SIZE
+    await kit.ours.vdi_activate(vdi)
+    assert await kit.read(attachment, SIZE - MIB, 4096) == b"once" * 1024
+    assert await kit.read(attachment, 2 * SIZE - 4096, 4096) == bytes(4096)
+    await kit.write(attachment, 2 * SIZE - 4096, b"late" * 1024)
+    await kit.ours.vdi_detach(vdi)
 
 
 async def _source(kit: SRKit, content: bytes) -> tuple[str, Attachment]:
@@ -351,6 +384,7 @@ SR_CHECKS = (
     check_missing,
     check_gate,
     check_in_use,
+    check_resize,
     check_copy_of_a_running_disk,
     check_encrypted_copy,
     check_same_disk_named_in_its_url,
@@ -382,7 +416,8 @@ async def check_backend_vdi_life(make: BackendFactory) -> None:
         if IAttachesVDIs.providedBy(one):
             await one.vdi_attach(vdi)
     location = await other.vdi_location(vdi)
-    assert location.path.is_absolute() and location.path.exists()
+    if isinstance(location, ImageLocation):
+        assert location.path.is_absolute(), f"{location.path} is not absolute"
     assert location == await backend.vdi_location(vdi)
     for one in (other, backend, backend):
         if IAttachesVDIs.providedBy(one):
@@ -404,7 +439,7 @@ async def check_backend_reads_as_zeroes(make: BackendFactory) -> None:
         if IAttachesVDIs.providedBy(backend):
             await backend.vdi_attach(vdi)
         location = await backend.vdi_location(vdi)
-        if location.format is ImageFormat.RAW:
+        if location.format is ImageFormat.RAW and isinstance(location, ImageLocation):
             with location.path.open("r+b") as image:
                 assert image.read(SIZE) == bytes(SIZE)
                 image.seek(0)
@@ -427,12 +462,18 @@ async def check_backend_after_a_restart(make: BackendFactory) -> None:
     restarted = make()
     await restarted.attach()
     await restarted.vdi_keep([used])  # type: ignore[attr-defined]
-    assert (await restarted.vdi_location(used)).path.exists()
-    assert not (await restarted.vdi_location(unused)).path.exists()
+    assert await _is_there(restarted, used)
+    assert not await _is_there(restarted, unused)
     await restarted.vdi_detach(used)  # type: ignore[attr-defined]
-    assert not (await restarted.vdi_location(used)).path.exists()
+    assert not await _is_there(restarted, used)
     for vdi in (used, unused):
         await restarted.vdi_destroy(vdi)
+
+
+async def _is_there(backend: ISRBackend, vdi: str) -> bool:
+    location = await backend.vdi_location(vdi)
+    assert isinstance(location, ImageLocation)
+    return location.path.exists()
 
 
 async def check_backend_odd_size(make: BackendFactory) -> None:
@@ -440,8 +481,8 @@ async def check_backend_odd_size(make: BackendFactory) -> None:
     backend = make()
     await backend.attach()
     vdi = new_uuid()
-    assert (await backend.vdi_create(vdi, SIZE + 1)).virtual_size >= SIZE + 512
-    assert [info.virtual_size % 512 for info in await backend.scan()] == [0]
+    assert (await backend.vdi_create(vdi, SIZE + 1)).virtual_size == SIZE + 512
+    assert [info.virtual_size for info in await backend.scan()] == [SIZE + 512]
     await backend.vdi_destroy(vdi)
 
 

@@ -8,19 +8,20 @@ from typing import Any
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from xapi_migrate.errors import HandleInvalid, MigrateError, SrNotAttached, VdiInUse
+from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, SrNotAttached, VdiInUse
+from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.discovery import Drivers
-from xapi_migrate.sm.interfaces import ISR, ISRBackend, SRConfig, VDIInfo
+from xapi_migrate.sm.interfaces import ISR, ISMDriver, SRConfig, VDIInfo
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
 from xapi_migrate.together import started
 
-MakeSR = Callable[[SRConfig, ISRBackend], ISR]
+MakeSR = Callable[[SRConfig, ISMDriver], ISR]
 _SECTOR = 512
 
 
 class Storage:
-    """`make` turns a backend into an ISR (Repository with the host's services); `host` is this host's ref."""
+    """`make` opens an SR by its driver (a Repository with the host's services); `host` is this host's ref."""
 
     log = Logger()
 
@@ -70,7 +71,9 @@ class Storage:
 
     async def create(self, driver: str, device_config: dict[str, str], **fields: Any) -> str:
         """A new SR, attached, with the VDIs in it. Its ref. SrUnknownDriver, InvalidValue, SrBackendFailure."""
-        self._drivers.get(driver)
+        features = self._drivers.get(driver).features
+        if fields.get("shared") and "SHARED" not in features:
+            raise InvalidValue("shared", f"SRs of type {driver} belong to one host")
         sr = self._records.create("SR", type=driver, **fields)
         try:
             pbd = self._records.create("PBD", host=self._host, SR=sr, device_config=device_config)
@@ -94,7 +97,7 @@ class Storage:
         if sr not in self._attached:
             known = self._records.get("SR", sr)
             config = SRConfig(known["uuid"], known["type"], dict(record["device_config"]))
-            repository = self._make(config, self._drivers.get(known["type"]).open_sr(config))
+            repository = self._make(config, self._drivers.get(known["type"]))
             await repository.attach()
             self._attached[sr] = repository
         self._records.update("PBD", pbd, currently_attached=True)
@@ -196,22 +199,40 @@ class Storage:
     async def create_vdi(self, sr: str, uuid: str, virtual_size: int, **fields: Any) -> str:
         """VDI.create: `virtual_size` bytes, rounded up to whole sectors. SrFull, SrNotAttached."""
         repository = self.sr(sr)
-        size = -(-virtual_size // _SECTOR) * _SECTOR
+        size = _sectors(virtual_size)
         async with _held(self._lock(sr)):
             info = await repository.vdi_create(uuid, size)
             ref = self._introduce(sr, info, **fields)
         await self.update_sr(sr)
         return ref
 
-    async def destroy_vdi(self, vdi: str) -> None:
-        """VDI.destroy. VdiInUse while a VM has it attached."""
+    async def resize_vdi(self, vdi: str, virtual_size: int) -> None:
+        """VDI.resize: to `virtual_size` bytes, rounded up. VdiInUse, InvalidValue when it would shrink,
+        SrOperationNotSupported."""
         record = self._records.get("VDI", vdi)
+        self._check_unused(vdi, record)
+        repository, uuid = self.of_vdi(vdi)
+        async with _held(self._lock(record["SR"])):
+            info = await repository.vdi_resize(uuid, _sectors(virtual_size))
+            self._records.update("VDI", vdi, virtual_size=info.virtual_size, physical_utilisation=info.used)
+        await self.update_sr(record["SR"])
+
+    def refuse(self, vdi: str, operation: str) -> None:
+        """What no SR does. HandleInvalid, SrOperationNotSupported."""
+        raise SrOperationNotSupported(self._records.get("VDI", vdi)["SR"], operation)
+
+    def _check_unused(self, vdi: str, record: Record) -> None:
         for vbd in record["VBDs"]:
             if self._records.get("VBD", vbd)["currently_attached"]:
                 raise VdiInUse(vdi, "attached to a running VM")
         self._check_vdi_idle(vdi)
         for vm in self._records.find("VM", suspend_VDI=vdi):
             raise VdiInUse(vdi, f"the memory of VM {vm}, which is Suspended")
+
+    async def destroy_vdi(self, vdi: str) -> None:
+        """VDI.destroy. VdiInUse while a VM has it attached."""
+        record = self._records.get("VDI", vdi)
+        self._check_unused(vdi, record)
         repository, uuid = self.of_vdi(vdi)
         async with _held(self._lock(record["SR"])):
             await repository.vdi_destroy(uuid)
@@ -222,6 +243,10 @@ class Storage:
             await self.update_sr(record["SR"])
         except (HandleInvalid, MigrateError):
             pass
+
+
+def _sectors(size: int) -> int:
+    return -(-size // _SECTOR) * _SECTOR
 
 
 class _held:

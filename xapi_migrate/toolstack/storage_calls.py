@@ -64,3 +64,14 @@ class StorageCalls:
 
     async def VDI_destroy(self, call: CallContext, self_: str) -> None:
         await self._storage.destroy_vdi(self_)
+
+    async def VDI_resize(self, call: CallContext, vdi: str, size: int) -> None:
+        if size <= 0:
+            raise InvalidValue("size", str(size))
+        await self._storage.resize_vdi(vdi, size)
+
+    def VDI_snapshot(self, call: CallContext, vdi: str, driver_params: dict[str, str]) -> None:
+        self._storage.refuse(vdi, "VDI_SNAPSHOT")
+
+    def VDI_clone(self, call: CallContext, vdi: str, driver_params: dict[str, str]) -> None:
+        self._storage.refuse(vdi, "VDI_CLONE")

@@ -1,4 +1,4 @@
-"""One directory of image files. Slow file calls run in threads, qemu-img in a child process."""
+"""One directory of image files. File calls run in threads, for NFS may be slow; qemu-img in a child process."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ import re
 from pathlib import Path
 
 from twisted.internet import threads
-from twisted.internet.utils import getProcessOutputAndValue
 from zope.interface import implementer
 
+from sm_file.images import SUFFIX, format_of, info_of, make_sparse
 from xapi_migrate.errors import InvalidValue, SrBackendFailure, SrFull, VdiMissing
+from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.interfaces import ImageFormat, ImageLocation, ISRBackend, SRStat, VDIInfo
+from xapi_migrate.sm.optional import ISharedServices
 
-SUFFIX = {ImageFormat.RAW: ".raw", ImageFormat.QCOW2: ".qcow2"}
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONCE = re.compile(r"[0-9a-f-]{1,64}")
-_QCOW2_MAGIC = b"QFI\xfb"
 
 
 @implementer(ISRBackend)
 class FileBackend:
     """The files are the only state: nothing is kept in memory, so several hosts may share the directory."""
 
-    def __init__(self, uuid: str, location: Path, format: ImageFormat, size_limit: int) -> None:
+    def __init__(
+        self, services: ISharedServices, uuid: str, location: Path, format: ImageFormat, size_limit: int
+    ) -> None:
+        self._services = services
         self._uuid = uuid
         self._location = location
         self._format = format
@@ -48,20 +51,20 @@ class FileBackend:
         size = -(-virtual_size // 512) * 512
         present = await threads.deferToThread(self._find, uuid)
         if present is not None:
-            info: VDIInfo = await threads.deferToThread(_info, present)
+            info: VDIInfo = await threads.deferToThread(info_of, present)
             if info.virtual_size != size:
                 raise InvalidValue("virtual_size", str(virtual_size))
             return info  # a repeat
-        free = (await self.stat()).free
-        if size > free:
-            raise SrFull(self._uuid, size, free)
+        await self._check_room(size)
         path = self._location / f"{uuid}{SUFFIX[self._format]}"
         draft = path.with_suffix(".new")
         try:
             if self._format is ImageFormat.RAW:
-                await threads.deferToThread(_make_sparse, draft, size)
+                await threads.deferToThread(make_sparse, draft, size)
             else:
-                await self._qemu_img("create", "-q", "-f", self._format.value, str(draft), str(size))
+                # without force_size a VHD is as large as a geometry of cylinders, heads and sectors
+                extra = ("-o", "subformat=dynamic,force_size=on") if self._format is ImageFormat.VHD else ()
+                await self._qemu_img("create", "-q", "-f", self._format.value, *extra, str(draft), str(size))
             await threads.deferToThread(draft.rename, path)
         finally:
             await threads.deferToThread(draft.unlink, missing_ok=True)
@@ -72,11 +75,25 @@ class FileBackend:
         if path is not None:
             await threads.deferToThread(path.unlink, missing_ok=True)
 
+    async def vdi_resize(self, uuid: str, virtual_size: int) -> VDIInfo:
+        path = await threads.deferToThread(self._find, uuid)
+        if path is None:
+            raise VdiMissing(self._uuid, uuid)
+        format = format_of(path)
+        if format is ImageFormat.VHD:  # qemu-img cannot
+            raise SrOperationNotSupported(self._uuid, "VDI.resize of a VHD")
+        before: VDIInfo = await threads.deferToThread(info_of, path)
+        if before.virtual_size != virtual_size:
+            await self._check_room(virtual_size - before.virtual_size)
+            await self._qemu_img("resize", "-q", "-f", format.value, str(path), str(virtual_size))
+        after: VDIInfo = await threads.deferToThread(info_of, path)
+        return after
+
     async def vdi_location(self, uuid: str) -> ImageLocation:
         path = await threads.deferToThread(self._find, uuid)
         if path is None:
             raise VdiMissing(self._uuid, uuid)
-        return ImageLocation(path, _format_of(path))
+        return ImageLocation(path, format_of(path))
 
     async def nonce_write(self, name: str, value: str) -> None:
         await threads.deferToThread(self._write_nonce, self._nonce(name), value)
@@ -101,7 +118,7 @@ class FileBackend:
         for path in sorted(self._location.iterdir()):
             if path.suffix in SUFFIX.values() and _UUID.fullmatch(path.stem):
                 try:
-                    found.append(_info(path))
+                    found.append(info_of(path))
                 except (OSError, ValueError):
                     continue  # gone meanwhile, or no image
         return found
@@ -126,33 +143,13 @@ class FileBackend:
         else:
             path.unlink(missing_ok=True)
 
+    async def _check_room(self, size: int) -> None:
+        free = (await self.stat()).free
+        if size > free:
+            raise SrFull(self._uuid, size, free)
+
     async def _qemu_img(self, *arguments: str) -> None:
-        out, err, code = await getProcessOutputAndValue("qemu-img", arguments, os.environ)
-        if code:
-            reason = (err or out).decode("utf-8", "replace").strip()
-            raise SrBackendFailure(f"SR {self._uuid} (qemu-img {arguments[0]})", reason or f"exit code {code}")
-
-
-def _format_of(path: Path) -> ImageFormat:
-    return next(format for format, suffix in SUFFIX.items() if suffix == path.suffix)
-
-
-def _info(path: Path) -> VDIInfo:
-    """Size from the file itself: raw is as long as it is, qcow2 says it in its header (ValueError if it has none)."""
-    there = path.stat()
-    size = there.st_size
-    if _format_of(path) is ImageFormat.QCOW2:
-        with path.open("rb") as file:
-            header = file.read(32)
-        if header[:4] != _QCOW2_MAGIC:
-            raise ValueError(f"{path} is not qcow2")
-        size = int.from_bytes(header[24:32], "big")
-    return VDIInfo(path.stem, size, there.st_blocks * 512, not os.access(path, os.W_OK))
-
-
-def _make_sparse(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        file.truncate(size)
+        await self._services.run(("qemu-img", *arguments))
 
 
 def _read_text(path: Path) -> str:

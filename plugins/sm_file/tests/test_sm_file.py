@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from sm_file.driver import FileDriver
+from sm_file.driver import NAMES, FileDriver
 
 from xapi_migrate.errors import InvalidValue, SrBackendFailure, SrFull
+from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.interfaces import ImageFormat, ISRBackend, SRConfig
 
 MIB = 1 << 20
@@ -33,13 +34,13 @@ async def test_a_missing_directory_is_said_at_attach(tmp_path: Path) -> None:
         await open_sr(tmp_path / "absent").attach()
 
 
-@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])
 @pytest_twisted.ensureDeferred
 async def test_images_are_sparse_and_named_by_format(tmp_path: Path, kind: str) -> None:
     backend, vdi = open_sr(tmp_path, format=kind), str(uuid.uuid4())
     await backend.vdi_create(vdi, 512 * MIB)
     location = await backend.vdi_location(vdi)
-    assert location.path == tmp_path / f"{vdi}.{kind}" and location.format is ImageFormat(kind)
+    assert location.path == tmp_path / f"{vdi}.{kind}" and location.format is NAMES[kind]
     assert location.path.stat().st_blocks * 512 < MIB
     assert [path.name for path in tmp_path.iterdir()] == [f"{vdi}.{kind}"]
 
@@ -83,3 +84,32 @@ async def test_uuids_that_are_none_reach_no_file(tmp_path: Path, vdi: str) -> No
     await backend.vdi_destroy(vdi)
     with pytest.raises(InvalidValue):
         await backend.nonce_write("../escape", "x")
+
+
+@pytest.mark.parametrize("size", [512, 10 * MIB + 512, 130 * MIB])
+@pytest_twisted.ensureDeferred
+async def test_a_vhd_has_the_size_that_was_asked_for(tmp_path: Path, size: int) -> None:
+    """Its geometry cannot say most sizes."""
+    backend, vdi = open_sr(tmp_path, format="vhd"), str(uuid.uuid4())
+    assert (await backend.vdi_create(vdi, size)).virtual_size == size
+    assert [info.virtual_size for info in await backend.scan()] == [size]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_vhd_of_another_maker_is_as_large_as_its_geometry(tmp_path: Path) -> None:
+    backend, vdi = open_sr(tmp_path, format="vhd"), str(uuid.uuid4())
+    await backend.vdi_create(vdi, 10 * MIB + 512)
+    with (tmp_path / f"{vdi}.vhd").open("r+b") as file:
+        file.seek(28)
+        file.write(b"vbox")
+        file.seek(56)
+        file.write((300).to_bytes(2, "big") + bytes([4, 17]))
+    assert [info.virtual_size for info in await backend.scan()] == [300 * 4 * 17 * 512]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_vhd_does_not_grow(tmp_path: Path) -> None:
+    backend, vdi = open_sr(tmp_path, format="vhd"), str(uuid.uuid4())
+    await backend.vdi_create(vdi, MIB)
+    with pytest.raises(SrOperationNotSupported):
+        await backend.vdi_resize(vdi, 2 * MIB)  # type: ignore[attr-defined]
