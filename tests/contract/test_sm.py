@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ import pytest_twisted
 from sm_file.driver import FileDriver
 from twisted.internet import reactor, task
 
-from tests.sm.nbd_client import NBDError, connect
-from tests.sm.two_hosts import QUICK, open_sr
-from xapi_migrate.sm.interfaces import Attachment, ISRBackend, SRConfig
-from xapi_migrate.sm.services import SMServices
+from xapi_migrate.sm.interfaces import Attachment, ISMDriver, ISRBackend, SRConfig
+from xapi_migrate.testing.adapters import for_pytest, run_check
 from xapi_migrate.testing.fake_sm import FakeLuns, FakeSR, FakeStorage
+from xapi_migrate.testing.folder_backend import FolderDriver
 from xapi_migrate.testing.sm_contract import BACKEND_CHECKS, MIB, SR_CHECKS, SRKit
+from xapi_migrate.testing.sr_hosts import Scratch, one_sr, two_srs
 
 LIMIT = 128 * MIB
 
@@ -46,46 +47,6 @@ async def fake_kit(folder: Path) -> AsyncIterator[SRKit]:
     assert [left for left in ours.left_behind + theirs.left_behind if "copy" in left] == []
 
 
-@asynccontextmanager
-async def real_kit(folder: Path, kind: str) -> AsyncIterator[SRKit]:
-    services = [SMServices(reactor, folder / host, QUICK) for host in "TR"]
-    srs = []
-    for host, name in zip(services, "TR", strict=True):
-        (folder / f"sr-{name}").mkdir()
-        srs.append(open_sr(host, folder / f"sr-{name}", kind, limit=LIMIT))
-        await srs[-1].attach()
-    clients: dict[Attachment, object] = {}
-
-    async def client(attachment: Attachment):  # type: ignore[no-untyped-def]
-        known = clients.get(attachment)
-        if known is None or known.lost:  # type: ignore[attr-defined]
-            known = clients[attachment] = await connect(reactor, attachment.socket_path, attachment.export)
-        return known
-
-    async def write(attachment: Attachment, offset: int, data: bytes) -> None:
-        guest = await client(attachment)
-        try:
-            await guest.write(offset, data)
-        except NBDError as failure:
-            raise OSError(failure.number, str(failure)) from failure
-
-    async def read(attachment: Attachment, offset: int, length: int) -> bytes:
-        answer: bytes = await (await client(attachment)).read(offset, length)
-        return answer
-
-    async def wait(seconds: float) -> None:
-        await task.deferLater(reactor, seconds)
-
-    try:
-        yield SRKit(srs[0], srs[1], LIMIT, write, read, wait, kind != "vhd")
-    finally:
-        for one in clients.values():
-            one.close()  # type: ignore[attr-defined]
-        for host in services:
-            await host.stop()
-            assert host.alive().nothing
-
-
 @pytest.mark.parametrize("check", SR_CHECKS, ids=lambda check: check.__name__)
 @pytest_twisted.ensureDeferred
 async def test_fake(check: Callable[[SRKit], Awaitable[None]], tmp_path: Path) -> None:
@@ -93,13 +54,24 @@ async def test_fake(check: Callable[[SRKit], Awaitable[None]], tmp_path: Path) -
         await check(kit)
 
 
+def files(kind: str) -> tuple[ISMDriver, Scratch]:
+    def scratch(folder: Path) -> dict[str, str]:
+        return {"location": str(folder), "format": kind, "size_limit": str(LIMIT)}
+
+    return FileDriver(), scratch
+
+
+FOLDER = (FolderDriver(), FolderDriver().scratch)
+test_folder_backend = for_pytest(BACKEND_CHECKS, partial(one_sr, *FOLDER))
+test_folder = pytest.mark.system(for_pytest(SR_CHECKS, partial(two_srs, FOLDER, FOLDER)))
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])
 @pytest.mark.parametrize("check", SR_CHECKS, ids=lambda check: check.__name__)
 @pytest_twisted.ensureDeferred
-async def test_sm_file(check: Callable[[SRKit], Awaitable[None]], kind: str, tmp_path: Path) -> None:
-    async with real_kit(tmp_path, kind) as kit:
-        await check(kit)
+async def test_sm_file(check: Callable[[SRKit], Awaitable[None]], kind: str) -> None:
+    await run_check(check, partial(two_srs, files(kind), files(kind), resizes=kind != "vhd"))
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])

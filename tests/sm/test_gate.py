@@ -9,10 +9,10 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from tests.sm.nbd_client import NBDError, connect
 from tests.sm.two_hosts import MIB, guest_on, image, make_disk, make_host, say
 from xapi_migrate.errors import MigrateError, SrBackendFailure
 from xapi_migrate.sm.interfaces import Purpose
+from xapi_migrate.testing.nbd_guest import NBDError, connect
 
 pytestmark = pytest.mark.system
 SIZE = 64 * MIB

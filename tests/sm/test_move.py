@@ -16,7 +16,6 @@ import pytest_twisted
 from twisted.internet import defer, reactor, task
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
-from tests.sm.nbd_client import NBDClient, NBDError, connect
 from tests.sm.test_restart import SLOW
 from tests.sm.two_hosts import MIB, QUICK, Host, compare, image, make_disk, make_host, open_sr
 from xapi_migrate.errors import MigrateError, SrBackendFailure
@@ -24,6 +23,7 @@ from xapi_migrate.sm.interfaces import MoveState, MoveStatus, Purpose
 from xapi_migrate.sm.repository import Repository
 from xapi_migrate.sm.services import SMServices
 from xapi_migrate.sm.timeouts import SMTimeouts
+from xapi_migrate.testing.nbd_guest import NBDClient, NBDError, connect
 from xapi_migrate.together import started
 
 pytestmark = pytest.mark.system

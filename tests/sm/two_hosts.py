@@ -14,14 +14,14 @@ from sm_file.driver import FileDriver
 from twisted.internet import defer, reactor, task
 from twisted.internet.utils import getProcessOutputAndValue
 
-from tests.sm.nbd_client import NBDClient, NBDError, connect
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, Purpose, SRConfig, TargetUrl
 from xapi_migrate.sm.repository import Repository
 from xapi_migrate.sm.services import SMServices
 from xapi_migrate.sm.timeouts import SMTimeouts
+from xapi_migrate.testing.nbd_guest import NBDClient, NBDError, connect
+from xapi_migrate.testing.sr_hosts import QUICK as QUICK
 
 MIB = 1 << 20
-QUICK = SMTimeouts(stall=1.0, guard=1.5, attach=1.5, identity=3.0, poll=0.1, replacements=2, stale_writes=2.0)
 
 
 @attrs.define

@@ -17,6 +17,8 @@ COMMANDS = {
     "task-cancel": "task",
     "sr-list": "storage",
     "sm-list": "storage",
+    "sm-check": "sm_check",
+    "sm-new": "sm_new",
     "doctor": "doctor",
     "force-settle": "doctor",
     "user-set": "user",

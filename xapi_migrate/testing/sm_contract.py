@@ -395,6 +395,15 @@ SR_CHECKS = (
     check_same_disk,
 )
 
+COPY_CHECKS = (
+    check_copy_of_a_running_disk,
+    check_encrypted_copy,
+    check_copy_of_a_halted_disk,
+    check_cancel,
+    check_closed_url,
+)
+"""Those in which `theirs` is more than a place: for a backend as receiver."""
+
 
 # -- for the author of a backend: `make` gives the backend object of one empty SR with 64 MiB free at least; called
 # twice for the same SR it stands for a second host or a restarted daemon.

@@ -40,3 +40,7 @@ class FileDriver:
         if not limit.isdecimal():
             raise InvalidValue("device_config:size_limit", limit)
         return ISRBackend(FileBackend(services_of(config), config.uuid, location, NAMES[kind], int(limit)))
+
+    def scratch(self, folder: Path) -> dict[str, str]:
+        """For `xapi-migrate sm-check`."""
+        return {"location": str(folder)}

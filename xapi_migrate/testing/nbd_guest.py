@@ -1,4 +1,4 @@
-"""A small NBD client on Twisted: the guest of the storage tests."""
+"""A small NBD client on Twisted: a guest that reads and writes an attached VDI."""
 
 from __future__ import annotations
 
