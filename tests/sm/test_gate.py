@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from tests.sm.two_hosts import MIB, guest_on, image, make_disk, make_host, say
+from tests.sm.two_hosts import MIB, QUICK, SMServices, guest_on, image, make_disk, make_host, say
 from xapi_migrate.errors import MigrateError, SrBackendFailure
 from xapi_migrate.sm.interfaces import Purpose
 from xapi_migrate.testing.nbd_guest import NBDError, connect
@@ -60,7 +62,7 @@ def image_is_open(pid: int, path: Path) -> bool:
 
 @pytest_twisted.ensureDeferred
 async def test_a_shared_image_is_opened_by_one_host_at_a_time(tmp_path: Path) -> None:
-    from tests.sm.two_hosts import QUICK, SMServices, open_sr
+    from tests.sm.two_hosts import open_sr
 
     ours = await make_host(tmp_path, "qcow2")
     services = SMServices(reactor, tmp_path / "other", QUICK)
@@ -112,8 +114,8 @@ async def test_a_deep_state_folder(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_dead_datapath_is_said_and_replaced(tmp_path: Path) -> None:
-    host = await make_host(tmp_path, "raw")
+async def test_a_dead_datapath_with_tables_in_memory_is_said_and_not_replaced_by_itself(tmp_path: Path) -> None:
+    host = await make_host(tmp_path, "qcow2")
     try:
         vdi = await make_disk(host, SIZE)
         await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
@@ -127,3 +129,46 @@ async def test_a_dead_datapath_is_said_and_replaced(tmp_path: Path) -> None:
     finally:
         await host.services.stop()
     assert host.services.alive().nothing
+
+
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("noticed", ["at once", "by the next daemon"])
+@pytest_twisted.ensureDeferred
+async def test_a_datapath_that_dies_under_a_domain_is_revived_as_it_was(
+    tmp_path: Path, noticed: str, active: bool
+) -> None:
+    host = await make_host(tmp_path, "raw")
+    services = host.services
+    try:
+        vdi = await make_disk(host, SIZE)
+        attachment = await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
+        await host.sr.vdi_activate(vdi)
+        client = await connect(reactor, attachment.socket_path, attachment.export)
+        await client.write(4096, b"w" * 4096)
+        client.close()
+        if not active:
+            await host.sr.vdi_deactivate(vdi)
+        pid = services.datapaths.get(vdi).daemon.child.pid
+        if noticed == "at once":
+            await services.datapaths.get(vdi).daemon.child.kill()
+            await services.datapaths.revived(vdi)
+        else:
+            services.let_go()
+            os.kill(pid, signal.SIGKILL)
+            services = SMServices(reactor, services.state_dir, QUICK)
+            await services.recover()
+        datapath = services.datapaths.get(vdi)
+        assert datapath.users == {"domain": active}
+        assert datapath.daemon.child.pid != pid
+        assert image_is_open(datapath.daemon.child.pid, image(host, vdi)) is active
+        again = await connect(reactor, attachment.socket_path, attachment.export)
+        if active:
+            assert await again.read(4096, 4096) == b"w" * 4096
+        else:
+            with pytest.raises(NBDError):
+                await again.read(4096, 4096)
+        again.close()
+        await services.datapaths.detach(vdi, "domain")
+    finally:
+        await services.stop()
+    assert services.alive().nothing

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet import defer, task
 from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -168,7 +168,7 @@ async def connect(reactor: Any, path: Path, alive: Callable[[], bool], timeout: 
                     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
                 endpoint = UNIXClientEndpoint(reactor, f"/proc/self/fd/{folder}/{path.name}")
                 return await _greeted(reactor, await connected(endpoint.connect(_Quiet(reactor))), deadline)
-            except (ConnectError, OSError) as failure:
+            except (ConnectError, ConnectionDone, ConnectionLost, OSError) as failure:
                 if not alive():
                     raise ConnectionError(f"{path.parent.name} ended before its monitor answered") from failure
                 if reactor.seconds() > deadline:

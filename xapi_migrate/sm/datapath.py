@@ -10,12 +10,9 @@ it was.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import attrs
 from twisted.internet import defer, threads
@@ -26,12 +23,11 @@ from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.gate import Gate, ImageNodes, Position
 from xapi_migrate.sm.interfaces import Attachment, ImageFormat, ImageLocation, ImageNode
 from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
-from xapi_migrate.sm.timeouts import SMTimeouts
 
 DOMAIN, TARGET, COPY, MOVE = "domain", "target", "copy", "move"
-_STATE = "state.json"
-_TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost)
-_VIEW = "view"
+STATE = "state.json"
+TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost)
+VIEW = "view"
 EXPORT = "disk"
 """The name of the NBD export."""
 
@@ -84,7 +80,7 @@ class Datapath:
     @property
     def view(self) -> Path:
         """The file that shows the disk's bytes as they are, for tgtd."""
-        return Path(self.of.path) if self.of.is_its_file else self.daemon.folder / _VIEW
+        return Path(self.of.path) if self.of.is_its_file else self.daemon.folder / VIEW
 
     @property
     def file(self) -> Path:
@@ -97,22 +93,38 @@ class Datapath:
         await self.daemon.serve_nbd()
         self.save()
 
+    async def rebuild(self, users: dict[str, bool]) -> None:
+        """The nodes of a process that takes the place of one that died, and its users as they were. Clients are let in
+        last: their requests must not find the gate shut."""
+        async with self._order("attach"):
+            await self.gate.build()
+            self.users = dict(users)
+            await self._settle()
+            await self.daemon.serve_nbd()
+            await self._export()
+            self.save()
+
     async def attach(self, user: str) -> None:
         """Begin to use it, inactive."""
         async with self._order("attach"):
-            if user == DOMAIN and DOMAIN not in await self.daemon.exports():
-                await self.daemon.execute(
-                    "block-export-add",
-                    {
-                        "type": "nbd",
-                        "id": DOMAIN,
-                        "node-name": self.gate.nodes.gate,
-                        "name": EXPORT,
-                        "writable": not self.of.read_only,
-                    },
-                )
+            if user == DOMAIN:
+                await self._export()
             self.users.setdefault(user, False)
             self.save()
+
+    async def _export(self) -> None:
+        if DOMAIN in await self.daemon.exports():
+            return
+        await self.daemon.execute(
+            "block-export-add",
+            {
+                "type": "nbd",
+                "id": DOMAIN,
+                "node-name": self.gate.nodes.gate,
+                "name": EXPORT,
+                "writable": not self.of.read_only,
+            },
+        )
 
     async def activate(self, user: str) -> None:
         """Open the image for this user."""
@@ -205,7 +217,7 @@ class Datapath:
     async def _close_what_failed(self) -> None:
         try:
             await self._settle()
-        except (SrBackendFailure, *_TROUBLE):
+        except (SrBackendFailure, *TROUBLE):
             pass  # the first failure is the one to tell
 
     async def _show_view(self) -> None:
@@ -232,161 +244,36 @@ class Datapath:
         await self._lock.acquire()
         try:
             yield
-        except _TROUBLE as failure:
+        except TROUBLE as failure:
             reason = str(failure) if self.daemon.alive else f"its datapath died {self.daemon.child.errors()}"
             raise SrBackendFailure(f"VDI {self.of.vdi} ({what})", reason) from failure
         finally:
             self._lock.release()
 
     def save(self) -> None:
-        draft = self.daemon.folder / f"{_STATE}.new"
-        of = attrs.evolve(self.of, secrets=dict.fromkeys(self.of.secrets, ""))
-        draft.write_text(json.dumps({"of": attrs.asdict(of), "users": self.users}))
-        draft.replace(self.daemon.folder / _STATE)
+        save_state(self.daemon.folder, self.of, self.users)
 
 
-@attrs.frozen
-class ImageCalls:
-    """What has to be done for an image before it is opened (repeatable), and after the last datapath that used it is
-    gone (raises nothing)."""
-
-    attach: Callable[[str], Awaitable[None]]
-    detach: Callable[[str], Awaitable[None]]
-
-
-class Datapaths:
-    """All datapaths of the host, by VDI."""
-
-    def __init__(self, reactor: Any, folder: Path, timeouts: SMTimeouts) -> None:
-        self._reactor = reactor
-        self._folder = folder
-        self._timeouts = timeouts
-        self._all: dict[str, Datapath] = {}
-        self._images: dict[str, ImageCalls] = {}
-        self._locks: dict[str, defer.DeferredLock] = {}
-
-    def get(self, vdi: str) -> Datapath | None:
-        """The VDI's datapath if it has one that lives."""
-        datapath = self._all.get(vdi)
-        return datapath if datapath is not None and datapath.daemon.alive else None
-
-    def images_of(self, sr: str, calls: ImageCalls) -> None:
-        """What images of this SR need before they are opened and after they are closed."""
-        self._images[sr] = calls
-
-    async def image_attach(self, sr: str, vdi: str) -> None:
-        """Make an image reachable on this host. `attach` does it by itself."""
-        if sr in self._images:
-            await self._images[sr].attach(vdi)
-
-    async def image_detach(self, sr: str, vdi: str) -> None:
-        """An image is not used on this host any more. `detach` does it by itself."""
-        if sr in self._images:
-            await self._images[sr].detach(vdi)
-
-    def of_sr(self, sr: str) -> list[str]:
-        """The VDIs of this SR that are attached."""
-        return [vdi for vdi, datapath in self._all.items() if datapath.of.sr == sr and datapath.daemon.alive]
-
-    async def attach(self, of: DatapathOf, user: str) -> Datapath:
-        """The VDI's datapath, started if there is none, with one more user. VdiInUse when it is attached
-        in the other mode; SrBackendFailure."""
-        async with self._one(of.vdi):
-            datapath = self.get(of.vdi)
-            if datapath is None:
-                datapath = await self._start(of)
-            elif datapath.of.read_only and not of.read_only:
-                raise VdiInUse(of.vdi, "attached read-only")
-            await datapath.attach(user)
-            return datapath
-
-    async def detach(self, vdi: str, user: str) -> None:
-        """End a use; the last one ends the process. Not attached: nothing happens."""
-        async with self._one(vdi):
-            datapath = self._all.get(vdi)
-            if datapath is None:
-                return
-            if not datapath.daemon.alive or await datapath.detach(user):
-                await self._end(datapath)
-
-    def exchanged(self, datapath: Datapath, of: DatapathOf) -> None:
-        """The datapath is another VDI's from now on. Its folder keeps its name: a domain may be connected there."""
-        self._all.pop(datapath.of.vdi, None)
-        datapath.exchanged(of)
-        self._all[of.vdi] = datapath
-
-    async def recover(self) -> None:
-        """After a restart of the daemon: know all that live again, clear up after those that died."""
-        for folder in sorted(self._folder.glob("*")):
-            daemon = await StorageDaemon.find(self._reactor, folder, self._timeouts)
-            try:
-                kept = json.loads((folder / _STATE).read_text())
-                of, users = DatapathOf(**kept["of"]), dict(kept["users"])
-            except (OSError, ValueError, KeyError, TypeError):
-                if daemon is not None:
-                    await daemon.end()
-                await self._clear(folder)
-                continue
-            if daemon is None:
-                await self._clear(folder)
-                continue
-            self._all[of.vdi] = Datapath(daemon, of, users)
-
-    def let_go(self) -> None:
-        """Stop watching; the processes live on."""
-        for datapath in self._all.values():
-            datapath.daemon.let_go()
-        self._all.clear()
-
-    def alive(self) -> list[str]:
-        """The VDIs that have a living datapath."""
-        return [vdi for vdi, datapath in self._all.items() if datapath.daemon.alive]
-
-    async def _start(self, of: DatapathOf) -> Datapath:
-        folder = self._folder / of.vdi
-        await self._clear(folder)
-        try:
-            await self.image_attach(of.sr, of.vdi)
-            daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
-            datapath = Datapath(daemon, of, {})
-            await datapath.build()
-        except BaseException as failure:
-            await self.image_detach(of.sr, of.vdi)
-            if isinstance(failure, (OSError, ConnectionError, TimeoutError, defer.TimeoutError, QMPError)):
-                raise SrBackendFailure(f"attaching VDI {of.vdi}", str(failure)) from failure
-            raise
-        self._all[of.vdi] = datapath
-        return datapath
-
-    async def _end(self, datapath: Datapath) -> None:
-        self._all.pop(datapath.of.vdi, None)
-        await datapath.daemon.end()
-        await self._clear(datapath.daemon.folder)
-        await self.image_detach(datapath.of.sr, datapath.of.vdi)
-
-    async def _clear(self, folder: Path) -> None:
-        """Remove a folder whose process is gone; a view whose process was killed is still mounted."""
-        await threads.deferToThread(_unmount_and_remove, folder)
-
-    @asynccontextmanager
-    async def _one(self, vdi: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(vdi, defer.DeferredLock())
-        await lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+def save_state(folder: Path, of: DatapathOf, users: dict[str, bool], dying: bool = False) -> None:
+    """What a restarted daemon has to know. `dying`: whatever runs there does not yet show the image as it should."""
+    draft = folder / f"{STATE}.new"
+    of = attrs.evolve(of, secrets=dict.fromkeys(of.secrets, ""))
+    draft.write_text(json.dumps({"of": attrs.asdict(of), "users": users, "dying": dying}))
+    draft.replace(folder / STATE)
 
 
-def _unmount_and_remove(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if str(folder / _VIEW) in mounts():
-        subprocess.run(["fusermount3", "-u", "-z", str(folder / _VIEW)], check=False, capture_output=True, timeout=10)
-    shutil.rmtree(folder, ignore_errors=True)
+def can_be_revived(of: DatapathOf, users: dict[str, bool]) -> bool:
+    """Whether another process can take the place of one that died, with a domain connected. Not where the dead one had
+    something in memory that it had told the domain was written: the tables of a format. Nor while the image is being
+    exchanged for another, because only the dead one knew which of the two is in use. Nor an ImageNode's, whose secrets
+    only the dead one had."""
+    return DOMAIN in users and MOVE not in users and of.format == ImageFormat.RAW.value and of.node is None
 
 
-def mounts() -> list[str]:
-    """All mount points of this machine."""
-    with Path("/proc/self/mounts").open() as table:
-        return [line.split()[1].encode().decode("unicode_escape") for line in table]
+def read_state(folder: Path) -> tuple[DatapathOf, dict[str, bool], bool] | None:
+    """What `save_state` has kept."""
+    try:
+        kept = json.loads((folder / STATE).read_text())
+        return DatapathOf(**kept["of"]), dict(kept["users"]), bool(kept.get("dying"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

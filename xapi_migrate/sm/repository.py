@@ -26,7 +26,8 @@ from xapi_migrate.errors import (
     VdiMissing,
 )
 from xapi_migrate.sm.copy import Copy, CopyOf
-from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath, DatapathOf, ImageCalls
+from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath, DatapathOf
+from xapi_migrate.sm.datapaths import ImageCalls
 from xapi_migrate.sm.guarded import GuardedBackend
 from xapi_migrate.sm.interfaces import (
     ISR,

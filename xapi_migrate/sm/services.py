@@ -14,7 +14,8 @@ from xapi_migrate.errors import HandleInvalid, SrBackendFailure
 from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copier import folder_name
 from xapi_migrate.sm.copy import Copy, CopyOf, read_copy
-from xapi_migrate.sm.datapath import COPY, TARGET, Datapaths, mounts
+from xapi_migrate.sm.datapath import COPY, TARGET
+from xapi_migrate.sm.datapaths import Datapaths, mounts
 from xapi_migrate.sm.flushing import Flushing
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus
 from xapi_migrate.sm.iscsi_target import ISCSIService

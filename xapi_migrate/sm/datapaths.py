@@ -1,0 +1,257 @@
+"""All datapaths of the host: found, started, ended, and started again when they die under a domain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer, threads
+from twisted.logger import Logger
+
+from xapi_migrate.errors import SrBackendFailure, VdiInUse
+from xapi_migrate.processes.child import RECORD, boot_id
+from xapi_migrate.processes.qmp import QMPError
+from xapi_migrate.sm.datapath import (
+    DOMAIN,
+    TARGET,
+    TROUBLE,
+    VIEW,
+    Datapath,
+    DatapathOf,
+    can_be_revived,
+    read_state,
+    save_state,
+)
+from xapi_migrate.sm.storage_daemon import StorageDaemon
+from xapi_migrate.sm.timeouts import SMTimeouts
+from xapi_migrate.together import started
+
+
+@attrs.frozen
+class ImageCalls:
+    """What has to be done for an image before it is opened (repeatable), and after the last datapath that used it is
+    gone (raises nothing)."""
+
+    attach: Callable[[str], Awaitable[None]]
+    detach: Callable[[str], Awaitable[None]]
+
+
+class Datapaths:
+    """All datapaths of the host, by VDI. One that dies while a domain uses it is started again."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, folder: Path, timeouts: SMTimeouts) -> None:
+        self._reactor = reactor
+        self._folder = folder
+        self._timeouts = timeouts
+        self._all: dict[str, Datapath] = {}
+        self._images: dict[str, ImageCalls] = {}
+        self._locks: dict[str, defer.DeferredLock] = {}
+        self._reviving: dict[str, defer.Deferred[None]] = {}
+
+    def get(self, vdi: str) -> Datapath | None:
+        """The VDI's datapath if it has one that lives."""
+        datapath = self._all.get(vdi)
+        return datapath if datapath is not None and datapath.daemon.alive else None
+
+    def images_of(self, sr: str, calls: ImageCalls) -> None:
+        """What images of this SR need before they are opened and after they are closed."""
+        self._images[sr] = calls
+
+    async def image_attach(self, sr: str, vdi: str) -> None:
+        """Make an image reachable on this host. `attach` does it by itself."""
+        if sr in self._images:
+            await self._images[sr].attach(vdi)
+
+    async def image_detach(self, sr: str, vdi: str) -> None:
+        """An image is not used on this host any more. `detach` does it by itself."""
+        if sr in self._images:
+            await self._images[sr].detach(vdi)
+
+    def of_sr(self, sr: str) -> list[str]:
+        """The VDIs of this SR that are attached."""
+        return [vdi for vdi, datapath in self._all.items() if datapath.of.sr == sr and datapath.daemon.alive]
+
+    async def attach(self, of: DatapathOf, user: str) -> Datapath:
+        """The VDI's datapath, started if there is none, with one more user. VdiInUse when it is attached
+        in the other mode; SrBackendFailure."""
+        async with self._one(of.vdi):
+            datapath = await self._living(of.vdi)
+            if datapath is None:
+                datapath = await self._start(of)
+            elif datapath.of.read_only and not of.read_only:
+                raise VdiInUse(of.vdi, "attached read-only")
+            await datapath.attach(user)
+            return datapath
+
+    async def detach(self, vdi: str, user: str) -> None:
+        """End a use; the last one ends the process. Not attached: nothing happens."""
+        async with self._one(vdi):
+            datapath = self._all.get(vdi)
+            if datapath is None:
+                return
+            if datapath.daemon.alive:
+                if await datapath.detach(user):
+                    await self._end(datapath)
+                return
+            datapath.users.pop(user, None)
+            if not can_be_revived(datapath.of, datapath.users):
+                await self._end(datapath)
+
+    def exchanged(self, datapath: Datapath, of: DatapathOf) -> None:
+        """The datapath is another VDI's from now on. Its folder keeps its name: a domain may be connected there."""
+        self._all.pop(datapath.of.vdi, None)
+        datapath.exchanged(of)
+        self._all[of.vdi] = datapath
+
+    async def recover(self) -> None:
+        """After a restart of the daemon: know all that live again, revive those with a domain, clear up after the
+        others that died."""
+        for folder in sorted(self._folder.glob("*")):
+            this_boot = died_in_this_boot(folder)
+            daemon = await StorageDaemon.find(self._reactor, folder, self._timeouts)
+            kept = read_state(folder)
+            if kept is None:
+                if daemon is not None:
+                    await daemon.end()
+                await self._clear(folder)
+                continue
+            of, users, dying = kept
+            if daemon is not None and not dying:
+                self._keep(Datapath(daemon, of, users))
+                continue
+            if daemon is not None:
+                await daemon.end()
+            if not (this_boot or daemon) or not can_be_revived(of, users):
+                await self._clear(folder)
+                continue
+            try:
+                await self._begin_anew(folder, of, users)
+            except (SrBackendFailure, *TROUBLE, OSError):
+                self.log.failure("the datapath of VDI {vdi} died and cannot be started again", vdi=of.vdi)
+
+    def let_go(self) -> None:
+        """Stop watching; the processes live on."""
+        for reviving in list(self._reviving.values()):
+            reviving.cancel()
+        for datapath in self._all.values():
+            datapath.daemon.let_go()
+        self._all.clear()
+
+    def alive(self) -> list[str]:
+        """The VDIs that have a living datapath."""
+        return [vdi for vdi, datapath in self._all.items() if datapath.daemon.alive]
+
+    async def _start(self, of: DatapathOf) -> Datapath:
+        folder = self._folder / of.vdi
+        await self._clear(folder)
+        try:
+            await self.image_attach(of.sr, of.vdi)
+            daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
+            datapath = Datapath(daemon, of, {})
+            await datapath.build()
+        except BaseException as failure:
+            await self.image_detach(of.sr, of.vdi)
+            if isinstance(failure, (OSError, ConnectionError, TimeoutError, defer.TimeoutError, QMPError)):
+                raise SrBackendFailure(f"attaching VDI {of.vdi}", str(failure)) from failure
+            raise
+        self._keep(datapath)
+        return datapath
+
+    def _keep(self, datapath: Datapath) -> None:
+        """Know it, and look after it."""
+        self._all[datapath.of.vdi] = datapath
+        datapath.daemon.child.ended().addCallback(lambda _: self._died(datapath))
+
+    def _died(self, datapath: Datapath) -> None:
+        if self._all.get(datapath.of.vdi) is not datapath or not can_be_revived(datapath.of, datapath.users):
+            return
+        vdi = datapath.of.vdi
+        self.log.warn("the datapath of VDI {vdi} died: its domain waits for another one", vdi=vdi)
+        reviving = self._reviving[vdi] = started(self._revive(vdi))
+        reviving.addErrback(
+            lambda failure: self.log.failure("the datapath of VDI {vdi} cannot be started again", failure, vdi=vdi)
+        )
+        reviving.addBoth(lambda _: self._reviving.pop(vdi, None) and None)
+
+    async def _revive(self, vdi: str) -> None:
+        async with self._one(vdi):
+            await self._living(vdi)
+
+    async def _living(self, vdi: str) -> Datapath | None:
+        """The VDI's datapath; one that has died under a domain is started again. In its turn."""
+        datapath = self._all.get(vdi)
+        if datapath is None or datapath.daemon.alive:
+            return datapath
+        if not can_be_revived(datapath.of, datapath.users):
+            return None
+        return await self._begin_anew(datapath.daemon.folder, datapath.of, datapath.users)
+
+    async def _begin_anew(self, folder: Path, of: DatapathOf, users: dict[str, bool]) -> Datapath:
+        """A process in the place of one that died; who was connected to its socket comes back by itself. A copy does
+        not go on."""
+        wanted = {user: active for user, active in users.items() if user in (DOMAIN, TARGET)}
+        save_state(folder, of, wanted, dying=True)
+        daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
+        try:
+            again = Datapath(daemon, of, dict.fromkeys(wanted, False))
+            await again.rebuild(wanted)
+        except BaseException:
+            await daemon.end()
+            raise
+        self._keep(again)
+        return again
+
+    async def revived(self, vdi: str) -> None:
+        """Fires when nothing is being started in the place of a datapath that died."""
+        if vdi in self._reviving:
+            async with self._one(vdi):
+                pass
+
+    async def _end(self, datapath: Datapath) -> None:
+        self._all.pop(datapath.of.vdi, None)
+        await datapath.daemon.end()
+        await self._clear(datapath.daemon.folder)
+        await self.image_detach(datapath.of.sr, datapath.of.vdi)
+
+    async def _clear(self, folder: Path) -> None:
+        """Remove a folder whose process is gone; a view whose process was killed is still mounted."""
+        await threads.deferToThread(_unmount_and_remove, folder)
+
+    @asynccontextmanager
+    async def _one(self, vdi: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(vdi, defer.DeferredLock())
+        await lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def died_in_this_boot(folder: Path) -> bool:
+    """Whether the process of this folder was one of this boot: its domain may be there still."""
+    try:
+        return bool(json.loads((folder / RECORD).read_text())["boot"] == boot_id())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _unmount_and_remove(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if str(folder / VIEW) in mounts():
+        subprocess.run(["fusermount3", "-u", "-z", str(folder / VIEW)], check=False, capture_output=True, timeout=10)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def mounts() -> list[str]:
+    """All mount points of this machine."""
+    with Path("/proc/self/mounts").open() as table:
+        return [line.split()[1].encode().decode("unicode_escape") for line in table]
