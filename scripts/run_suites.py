@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -163,6 +164,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no suite named {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SUITES)}")
         return 2
+    # A test that is run a second time has to be in the sample again.
+    os.environ.setdefault("FAULTS_SEED", str(random.randrange(10_000)))
+    print(f"seed of the fault matrix's sample: FAULTS_SEED={os.environ['FAULTS_SEED']}")
     chosen = [suite for suite in SUITES if suite.name in names or (not names and not suite.named)]
     results = [run_twice(suite, extra) for suite in chosen]
     print()

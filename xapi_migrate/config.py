@@ -99,7 +99,7 @@ class Config:
     sends_at_once: int = 3
     # How many VMs this host receives at once; the others wait at their senders. 0: all at once.
     receives_at_once: int = 3
-    # For tests of the switch: VM.migrate then takes keep_source, which leaves the source's disks and record,
-    # and leave_paused, which leaves the receiver's guest paused.
+    # For tests. VM.migrate then takes keep_source, which leaves the source's disks and record, and leave_paused, which
+    # leaves the receiver's guest paused. The daemon stops itself at points of migrations that state_dir/stops names.
     test_options: bool = False
     times: MigrationTimes = attrs.field(factory=MigrationTimes)

@@ -16,14 +16,20 @@ class Proxy:
     """Relays a loopback port to `target`. `requests` is every migration request seen, like "PUT /control".
 
     `before(request)` is called when one passes, before it is handed on. While `lose_answers_of` holds a request, its
-    answer is thrown away and the connection cut, once for each time it is in the list.
+    answer is thrown away and the connection cut, once for each time it is in the list. A request in `lose` never
+    arrives, and its connection is cut. What `replace` names in an answer is exchanged for bytes of the same length.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.requests: list[str] = []
         self.before: Callable[[str], None] = lambda request: None
         self.lose_answers_of: list[str] = []
+        self.lose: set[str] = set()
+        self.replace: dict[bytes, bytes] = {}
         self._target = target
+        self._down = False
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self._sockets: list[socket.socket] = []
@@ -36,6 +42,7 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._flowing.set()
         self.cut()
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -49,6 +56,20 @@ class Proxy:
                 one.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+
+    def take_down(self) -> None:
+        """Break all connections, and new ones until `mend`."""
+        self._down = True
+        self.cut()
+
+    def stall(self) -> None:
+        """Nothing passes any more, and nothing breaks, until `mend`."""
+        self._flowing.clear()
+
+    def mend(self) -> None:
+        """As before."""
+        self._down = False
+        self._flowing.set()
 
     def uris(self, uris: list[str]) -> list[str]:
         """The http ones of an offer, by way of this relay."""
@@ -67,6 +88,9 @@ class Proxy:
                 client, _ = self._listening.accept()
             except OSError:
                 return
+            if self._down:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._target, 5)
                 server.settimeout(None)
@@ -81,10 +105,14 @@ class Proxy:
     def _relay(self, source: socket.socket, sink: socket.socket, lost: threading.Event, looks: bool) -> None:
         try:
             while data := source.recv(1 << 16):
+                self._flowing.wait()
                 if looks:
                     self._look(data, lost)
                 elif lost.is_set():
                     break
+                else:
+                    for old, new in self.replace.items():
+                        data = data.replace(old, new)
                 sink.sendall(data)
         except OSError:
             pass
@@ -99,6 +127,8 @@ class Proxy:
             request = f"{match[1].decode()} {(match[2] or b'').decode()}".strip()
             self.requests.append(request)
             self.before(request)
+            if request in self.lose:
+                raise OSError(f"{request} is lost")
             if request in self.lose_answers_of:
                 self.lose_answers_of.remove(request)
                 lost.set()

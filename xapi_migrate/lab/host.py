@@ -116,6 +116,7 @@ class LabHost:
                     time.sleep(0.1)
                     continue
                 what = f"is not ready after {patience:.0f} s ({refused})" if self.alive else "ended at its start"
+                what += f" ({remains.fate(self.process)})" if self.process else ""
                 raise Refused(f"The daemon of {self.name} {what}; its log ends:\n{self.log_end()}") from None
 
     @property

@@ -60,6 +60,18 @@ def end(names: Iterable[ProcessName], how: signal.Signals = signal.SIGKILL, pati
     return True
 
 
+def fate(name: ProcessName) -> str:
+    """What a process that was started here does, or how it ended, for an error message."""
+    try:
+        pid, status = os.waitpid(name.pid, os.WNOHANG)
+        if pid:
+            return f"status {os.waitstatus_to_exitcode(status)}"
+        state = Path(f"/proc/{name.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return f"state {state} in {Path(f'/proc/{name.pid}/wchan').read_text()}"
+    except OSError:
+        return "nothing is known of it"
+
+
 def mounts(folder: Path) -> list[str]:
     """Mount points at or below the folder, deepest first."""
     place = str(folder.resolve())

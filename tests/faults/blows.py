@@ -1,0 +1,69 @@
+"""What strikes a migration. Each blow says where it can fall, and what it does there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+
+from tests.faults.points import ALWAYS, CANCELLED, Point, Span
+
+if TYPE_CHECKING:
+    from tests.faults.ground import Ground
+
+LINK_DOWN = 2.5
+"""Seconds for which the link is cut or stalled: less than a heartbeat may be lost."""
+
+
+@attrs.frozen
+class Blow:
+    """`strike` is called while the daemon of the point's role stands still; `span` says where its victim is there.
+    `guest`: what is struck may be the guest itself. `daemon`: the role whose daemon has to be started again."""
+
+    name: str
+    strike: Callable[[Ground], None]
+    span: Span = ALWAYS
+    guest: bool = False
+    daemon: str = ""
+    link: bool = False
+
+    def falls_on(self, point: Point) -> bool:
+        return self.span.holds(point)
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+def _kill(side: str, folder: str) -> Callable[[Ground], None]:
+    def strike(ground: Ground) -> None:
+        host = ground.sender if side == "sender" else ground.receiver
+        pids = sorted(ground.processes(host, folder))
+        assert pids, f"no {folder} to kill at the {side}"
+        os.kill(pids[0], signal.SIGKILL)
+
+    return strike
+
+
+_UNDONE = ALWAYS.undone
+_CANCELLED = tuple(point.words for point in CANCELLED)
+_IN_DOUBT = ("sender InDoubt", "sender Withdrawing")
+
+BLOWS = [
+    Blow("sender daemon", lambda ground: ground.sender.kill(), daemon="sender"),
+    Blow("receiver daemon", lambda ground: ground.receiver.kill(), daemon="receiver"),
+    Blow("sender datapath", _kill("sender", "datapaths"), Span(last="sender 5.4", undone=_UNDONE)),
+    Blow("receiver datapath", _kill("receiver", "datapaths"), Span("receiver 2.3", undone=(*_CANCELLED, *_IN_DOUBT))),
+    Blow("copier", _kill("sender", "copiers"), Span("sender 3.3", "sender 4.4", _CANCELLED[:2])),
+    Blow(
+        "target",
+        _kill("receiver", "tgt"),
+        Span("receiver before-offered", "receiver Activating", (*_CANCELLED, *_IN_DOUBT)),
+    ),
+    Blow("sender domain", _kill("sender", "domains"), Span(last="sender 5.3", undone=_UNDONE), guest=True),
+    Blow("receiver domain", _kill("receiver", "domains"), Span("sender 4.3", undone=_IN_DOUBT), guest=True),
+    Blow("link cut", lambda ground: ground.link.take_down(), link=True),
+    Blow("link stall", lambda ground: ground.link.stall(), link=True),
+]

@@ -1,0 +1,284 @@
+"""The ground of the cases: two real hosts, the links between them, and one guest that moves from case to case.
+
+A case strikes one migration at one point, lets everything heal, and looks: one guest, where its record says it is, its
+counter unbroken over both consoles, every write that it told of on its disk; nothing left on the other host, nothing of
+the migration on its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.faults.blows import LINK_DOWN, Blow
+from tests.faults.link import Link
+from tests.faults.points import Point
+from tests.system.world import GuestOf, World
+from xapi_migrate.lab.host import LabHost
+from xapi_migrate.lab.lab import Lab
+from xapi_migrate.lab.provisioning import Guest
+from xapi_migrate.migration.stops import FOLDER
+from xapi_migrate.testing.guests import ticker
+
+SETTINGS = {
+    "heartbeat_interval": 0.5,
+    "heartbeat_lost": 8.0,
+    "connect": 2.0,
+    "request": 10.0,
+    "poll": 0.1,
+    "ask": 0.3,
+    "test_options": True,
+}
+SMALL = Guest(memory=32, disk=32, second_disk=4, filled=4)
+PATIENCE = 30.0
+
+
+class Ground:
+    """One lab, and a new one after a case that failed. `sender` and `receiver` change places as the guest moves."""
+
+    world: World
+    sender: LabHost
+    receiver: LabHost
+    links: dict[str, Link]
+
+    def __init__(self) -> None:
+        self.made: GuestOf | None = None
+        self.healing = 0.0
+        """Seconds from the blow to the end, in the latest case."""
+        self._open: ExitStack | None = None
+
+    def open(self) -> None:
+        """Have a lab."""
+        if self._open is not None:
+            return
+        with ExitStack() as stack:
+            folder = Path(tempfile.mkdtemp(prefix="xf-"))
+            if not os.environ.get("FAULTS_KEEP"):
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            lab = stack.enter_context(Lab(folder, settings=SETTINGS))
+            self.links = {host.name: stack.enter_context(Link(host)) for host in lab.hosts}
+            self.world = World(lab)
+            self.sender, self.receiver = lab.hosts
+            self._open = stack.pop_all()
+
+    def close(self) -> None:
+        """End it and all that it left."""
+        self.made = None
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.close()
+
+    @property
+    def link(self) -> Link:
+        """From the sender to the receiver."""
+        return self.links[self.receiver.name]
+
+    def processes(self, host: LabHost, folder: str) -> list[int]:
+        return self.world.processes(host, folder)
+
+    # -- one case
+
+    def run(self, point: Point, blow: Blow) -> str:
+        """Where the guest is in the end: sender, receiver, or halted at one of them."""
+        self.open()
+        guest = self._guest()
+        begun = {host.name: _size(host.console(guest.uuid)) for host in (self.sender, self.receiver)}
+        stopped = self.sender if point.role == "sender" else self.receiver
+        migration = Beginning(self, guest.uuid)
+        failed = True
+        try:
+            self._to_the_point(point, stopped, migration)
+            at = time.monotonic()
+            blow.strike(self)
+            _go_on(stopped)
+            if blow.daemon:
+                struck = self.sender if blow.daemon == "sender" else self.receiver
+                struck.start()
+                struck.wait_ready()
+            if blow.link:
+                time.sleep(LINK_DOWN)
+            self.link.requests.lose.clear()
+            self.link.mend()
+            owner = self._settled(guest)
+            self.healing = time.monotonic() - at
+            where = self._look(guest, owner, begun, blow)
+            failed = False
+            return where
+        finally:
+            if failed:
+                self.close()
+            migration.join()
+
+    def _to_the_point(self, point: Point, host: LabHost, migration: Beginning) -> None:
+        if point.way != "moved":
+            if point.way == "withdrawn":
+                self.link.requests.lose |= {"PUT /control", "GET /control"}
+            turn = "3.6" if point.way == "cancelled" else "InDoubt"
+            self._stop_at(self.sender, "sender", turn)
+            migration.start()
+            self._until_stopped(self.sender, point)
+            if point.name == turn:
+                return
+            self._stop_at(host, point.role, point.name)
+            migration.cancel()
+            _go_on(self.sender)
+            self.world.wait(lambda: _state(self.sender) != "T" or _at(self.sender, point), "it does not go on")
+        else:
+            self._stop_at(host, point.role, point.name)
+            migration.start()
+        self._until_stopped(host, point)
+
+    def _stop_at(self, host: LabHost, role: str, name: str) -> None:
+        folder = host.state_dir / FOLDER
+        folder.mkdir(exist_ok=True)
+        (folder / f"{role}-{name}").touch()
+
+    def _until_stopped(self, host: LabHost, point: Point) -> None:
+        self.world.wait(lambda: _state(host) == "T", f"{host.name} does not come to {point}")
+
+    def _guest(self) -> GuestOf:
+        if self.made is None:
+            self.made = self.world.new_guest(self.sender, SMALL)
+        return self.made
+
+    # -- what came of it
+
+    def _settled(self, guest: GuestOf) -> LabHost:
+        """The host that has the VM, when neither side has anything left to decide."""
+        found: list[LabHost] = []
+
+        def settled() -> bool:
+            hosts = (self.sender, self.receiver)
+            if any(list((host.state_dir / "journal").glob("*")) for host in hosts):
+                return False
+            found[:] = [host for host in hosts if guest.uuid in self.world.vms(host)]
+            return len(found) == 1 and not self.world.vms(found[0])[guest.uuid]["current_operations"]
+
+        self.world.wait(settled, f"it does not settle, the VM is at {[h.name for h in found]}", PATIENCE)
+        return found[0]
+
+    def _look(self, guest: GuestOf, owner: LabHost, begun: dict[str, int], blow: Blow) -> str:
+        other = self.receiver if owner is self.sender else self.sender
+        role = "sender" if owner is self.sender else "receiver"
+        power_state = self.world.vms(owner)[guest.uuid]["power_state"]
+        self.world.nothing_left(other)
+        if power_state == "Halted" and blow.guest:
+            self.made = None
+            assert self.processes(owner, "domains") == [], "it is Halted and there is a domain"
+            self.world.destroy(owner, guest.uuid)
+            self.world.nothing_left(owner)
+            return f"halted at the {role}"
+        assert power_state == "Running", f"it is {power_state} at {owner.name}"
+        assert len(self.processes(owner, "domains")) == 1
+        self._ticks_on(guest, owner)
+        printed = b"".join(_from(host.console(guest.uuid), begun[host.name]) for host in (self.sender, self.receiver))
+        console = ticker.parse(printed.partition(b"\n")[2])  # without what is left of a line
+        assert console.breaks == [], f"its counter is broken: {console.breaks}"
+        assert console.anomalies == []
+        [image, _] = self.world.images(owner, guest.uuid)
+        assert guest.guest.ticker.lost(image, console.counters) == [], "writes are lost"
+        self._only_the_guest(owner)
+        self.sender, self.receiver = owner, other
+        return role
+
+    def _ticks_on(self, guest: GuestOf, host: LabHost) -> None:
+        before = _size(host.console(guest.uuid))
+        self.world.wait(lambda: _size(host.console(guest.uuid)) > before, "it does not tick")
+
+    def _only_the_guest(self, host: LabHost) -> None:
+        """Of the migration nothing is left on the host of the guest."""
+
+        def left() -> list[str]:
+            found = [f"{folder} {pid}" for folder in ("tgt",) for pid in self.processes(host, folder)]
+            for folder in ("copiers", "nbd"):
+                found += [str(path) for path in (host.state_dir / folder).glob("*")]
+            datapaths = self.processes(host, "datapaths")
+            return found if len(datapaths) == 2 else [*found, f"{len(datapaths)} datapaths of 2 disks"]
+
+        self.world.wait(lambda: not left(), f"left at {host.name}: {left()}", 15)
+
+
+class Beginning:
+    """VM.migrate, asked for by a thread, since the daemon may stop or die before it answers."""
+
+    def __init__(self, ground: Ground, uuid: str) -> None:
+        self._ground = ground
+        self._uuid = uuid
+        self._task = ""
+        self._session: Any = None
+        self._threads: list[threading.Thread] = []
+        self._begun = threading.Event()
+
+    def start(self) -> None:
+        uris = self._ground.link.requests.uris(self._ground.world.receive(host=self._ground.receiver))
+        self._run(lambda: self._begin(uris))
+
+    def cancel(self) -> None:
+        """The answer comes when the sender goes on."""
+        self._begun.wait(10)
+        self._run(lambda: self._session.xenapi.task.cancel(self._task))
+        time.sleep(0.1)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(20)
+
+    def _begin(self, uris: list[str]) -> None:
+        import XenAPI
+
+        sender = self._ground.sender
+        self._session = XenAPI.Session(sender.url)
+        self._session.xenapi.login_with_password("root", sender.password, "2.23", "faults")
+        vm = self._session.xenapi.VM.get_by_uuid(self._uuid)
+        self._task = self._session.xenapi.Async.VM.migrate(vm, uris, {}, {})
+        self._begun.set()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        def quietly() -> None:
+            try:
+                work()
+            except Exception as lost:  # the daemon was killed
+                print(f"VM.migrate: {lost}")
+
+        thread = threading.Thread(target=quietly, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def _state(host: LabHost) -> str:
+    """The daemon's process state: T, it stands still."""
+    try:
+        assert host.process is not None
+        return Path(f"/proc/{host.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
+
+
+def _at(host: LabHost, point: Point) -> bool:
+    """Whether a stop has been used up."""
+    return not (host.state_dir / FOLDER / f"{point.role}-{point.name}").exists()
+
+
+def _go_on(host: LabHost) -> None:
+    for process in host.daemons():
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _from(path: Path, offset: int) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read()
