@@ -23,6 +23,7 @@ from .migration.engine import Engine
 from .migration.host import Host
 from .migration.interfaces import IPeer
 from .migration.journal import FileJournals
+from .migration.stops import FOLDER, Stops, nowhere
 from .processes.in_thread import in_thread
 from .sm.discovery import discover
 from .sm.interfaces import ISR, ISMDriver, SRConfig
@@ -181,6 +182,7 @@ def _host(
     peers: Callable[[list[str]], IPeer],
 ) -> Host:
     state_dir = config.state_dir.absolute()
+    at = Stops(state_dir / FOLDER) if config.test_options else nowhere
     return Host(
         name=str(server.records.get("host", ref)["name_label"]),
         ref=ref,
@@ -190,10 +192,11 @@ def _host(
         toolstack=toolstack,
         domains=domains,
         tasks=server.tasks,
-        journals=FileJournals(state_dir / "journal"),
+        journals=FileJournals(state_dir / "journal", at),
         peers=peers,
         free_memory=free_memory,
         stories=state_dir / "migrations",
+        at=at,
     )
 
 

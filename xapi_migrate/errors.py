@@ -374,6 +374,20 @@ class CopyFailed(MigrateError):
 
 
 @catalogue
+class TargetDied(MigrateError):
+    """What serves disk {vdi} of VM {vm} to the sender died on host {host} (3.1 to 4.5): migrate the VM again."""
+
+    code = "VM_MIGRATE_FAILED"
+    status = 409
+    vm: str
+    vdi: str
+    host: str
+
+    def failure(self) -> list[str]:
+        return [self.code, self.vm, "", self.host, str(self)]
+
+
+@catalogue
 class ImportError_(MigrateError):
     """The VM metadata cannot be used: {reason}"""
 

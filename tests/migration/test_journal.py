@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from twisted.internet import defer
 
 from xapi_migrate.migration.journal import LONGEST_REASON, FileJournals, JournalFailed, Mark, data_of, marked
+from xapi_migrate.migration.metadata_import import MOST_DISKS
 
 
 @pytest.fixture
@@ -44,10 +45,12 @@ async def test_a_disk_that_is_full_at_the_moment_of_decision_takes_the_decision(
     fill(small_disk)
     if again:
         [journal] = await journals.read()
-    for mark in (Mark.DONE, Mark.COMMITTED, Mark.ABORTED, Mark.ENDED):
-        await journal.record(mark, reason="\N{GRINNING FACE}" * LONGEST_REASON if mark is Mark.ABORTED else "")
+    marks = [Mark.PREPARED, *[Mark.OFFERED] * MOST_DISKS, *list(Mark)[3:]]
+    for mark in marks:
+        data = {Mark.ABORTED: {"reason": "\N{GRINNING FACE}" * LONGEST_REASON}, Mark.OFFERED: {"disk": 63}}
+        await journal.record(mark, **data.get(mark, {}))
     [read] = await journals.read()
-    assert [entry.mark for entry in read.entries] == list(Mark)
+    assert [entry.mark for entry in read.entries] == [Mark.BEGUN, *marks]
 
 
 @pytest_twisted.ensureDeferred

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from twisted.internet.task import Clock
 
+from tests.migration.test_crashes import over, settle
 from xapi_migrate.domains.interfaces import DomainState
 from xapi_migrate.errors import DomainError
 from xapi_migrate.migration.journal import Mark, marked
@@ -22,10 +23,6 @@ from xapi_migrate.together import started
 @pytest.fixture
 def world() -> TwoHosts:
     return TwoHosts(Clock())
-
-
-def over(task: SimTask) -> bool:
-    return task.status != "pending"
 
 
 def restart(host: SimHost, down: float = 1.0) -> None:
@@ -178,6 +175,109 @@ def test_a_restarted_sender_does_not_roll_back_what_it_has_rolled_back(world: Tw
     never_two(world)
     assert len(world.source.running()) + len(world.destination.running()) == 1
     assert world.source.journals.all == world.destination.journals.all == {}
+
+
+# -- what has not come to its memory goes on ------------------------------------------------------
+
+BEFORE_MEMORY = ["1.5", "2.1", "2.2", "2.4", "3.1", "3.6", "3.7"]
+
+
+def at_step(world: TwoHosts, step: str, strike: Callable[[], object]) -> SimTask:
+    """A migration that is struck when the sender comes to this step."""
+    struck: list[str] = []
+
+    def look(told: str) -> None:
+        if told.startswith(step) and not struck:
+            struck.append(told)
+            world.clock.callLater(0, strike)
+
+    world.source.tasks.begun = lambda task: setattr(task, "at_step", look)
+    task = world.migrate(world.source.new_vm())
+    assert world.run(30, lambda: bool(struck))
+    return task
+
+
+def has_moved(world: TwoHosts, task: SimTask) -> None:
+    assert world.run(60, lambda: over(task) and not world.source.journals.all)
+    assert task.status == "success", task.value
+    settle(world, task)
+    assert len(world.destination.running()) == 1
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("step", BEFORE_MEMORY)
+def test_a_daemon_restarted_before_phase_4_goes_on(world: TwoHosts, step: str, side: str) -> None:
+    host = world.source if side == "source" else world.destination
+    task = at_step(world, step, lambda: restart(host))
+    if (step, side) in (("1.5", "destination"), ("2.1", "destination")):
+        # Its offer is not taken up yet, or nobody knows what was made of the metadata.
+        assert world.run(60, lambda: over(task) and not world.source.journals.all)
+        assert task.status == "failure"
+        assert len(world.source.running()) == 1
+        return
+    has_moved(world, task)
+
+
+def test_both_daemons_restarted_in_the_bulk_copy_go_on(world: TwoHosts) -> None:
+    task = at_step(world, "3.6", lambda: (restart(world.source), restart(world.destination, 2.5)))
+    has_moved(world, task)
+
+
+def test_a_copy_goes_on_where_it_was(world: TwoHosts) -> None:
+    """It is found, not begun again."""
+    sr = world.source.srs[world.source.sr]
+    task = at_step(world, "3.6", lambda: restart(world.source))
+    has_moved(world, task)
+    begun = [call[2] for call in sr.calls if call[0] == "vdi_copy"]
+    assert len(begun) == 4
+    assert len(set(begun)) == 2, "the same two tasks"
+
+
+def test_a_receiver_whose_target_died_with_its_daemon_aborts(world: TwoHosts) -> None:
+    def strike() -> None:
+        restart(world.destination)
+        for lun in world.destination.luns.luns.values():
+            lun.open = False
+
+    task = at_step(world, "3.6", strike)
+    assert world.run(60, lambda: over(task) and not world.source.journals.all)
+    assert task.status == "failure"
+    assert len(world.source.running()) == 1
+    world.run(5)
+    assert world.destination.left_behind() == []
+
+
+def test_a_receiver_whose_target_dies_says_so(world: TwoHosts) -> None:
+    def strike() -> None:
+        world.source.srs[world.source.sr].stalled = True
+        for lun in world.destination.luns.luns.values():
+            lun.open = False
+
+    task = at_step(world, "3.6", strike)
+    assert world.run(60, lambda: over(task))
+    assert "What serves disk" in str(task.value)
+    assert len(world.source.running()) == 1
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_what_was_cancelled_does_not_go_on_after_a_restart(world: TwoHosts, side: str) -> None:
+    host = world.source if side == "source" else world.destination
+    crashed: list[Mark] = []
+
+    def hook(journal: MemoryJournal, mark: Mark) -> None:
+        if mark is Mark.UNDONE and not crashed:
+            crashed.append(mark)
+            restart(host)
+            raise Crash
+
+    host.journals.after = hook
+    task = at_step(world, "3.6", lambda: world.source.tasks.all[0].cancel())
+    assert world.run(60, lambda: over(task) and not world.source.journals.all)
+    assert crashed
+    world.run(15)
+    never_two(world)
+    assert len(world.source.running()) == 1
+    assert world.destination.left_behind() == []
 
 
 # -- storage that is away for a while -------------------------------------------------------------

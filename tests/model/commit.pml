@@ -21,14 +21,14 @@
 
 mtype:domain = { NoDomain, Paused, Running };
 
-mtype:sender = { T_Down, T_Booting, T_Copying, T_Suspended, T_Released, T_WritingDone, T_InDoubt,
+mtype:sender = { T_Down, T_Booting, T_Copying, T_Sending, T_Suspended, T_Released, T_WritingDone, T_InDoubt,
   T_WritingCommitted, T_Destroying, T_AckingCommit, T_Gone,
   T_WritingAborted, T_Resuming, T_AckingAbort, T_RollingBack, T_Deleting, T_Owns };
 
-mtype:receiver = { R_Down, R_Booting, R_Open, R_Activated, R_WritingCommit, R_Committed, R_Settled,
+mtype:receiver = { R_Down, R_Booting, R_Open, R_Restoring, R_Activated, R_WritingCommit, R_Committed, R_Settled,
   R_Undoing, R_WritingAbort, R_Aborted, R_Forgetting, R_Forgot };
 
-mtype:record = { Begun, MemoryIn, Done, Committed, Aborted, EndedHere, EndedThere, ForgotCommit, ForgotAbort };
+mtype:record = { Begun, Memory, Done, Committed, Aborted, EndedHere, EndedThere, ForgotCommit, ForgotAbort };
 
 /* requests, T to R */
 #define MEMORY      1   /* PUT memory, the stream's end */
@@ -84,10 +84,12 @@ bool quiet;
 #define R_UP (rst != R_Down && rst != R_Booting)
 
 /* T's own knowledge lets it run the guest */
-#define T_MAY (tst == T_Copying || tst == T_Suspended || tst == T_Released || tst == T_RollingBack || \
+#define T_MAY (tst == T_Copying || tst == T_Sending || tst == T_Suspended || tst == T_Released || \
+  tst == T_RollingBack || \
   tst == T_Resuming || tst == T_Deleting || tst == T_AckingAbort || tst == T_Owns)
 #define R_MAY (rst == R_Committed || rst == R_Settled || rj == ForgotCommit)
-#define T_BEATS (tst == T_Copying || tst == T_Suspended || tst == T_Released || tst == T_WritingDone || \
+#define T_BEATS (tst == T_Copying || tst == T_Sending || tst == T_Suspended || tst == T_Released || \
+  tst == T_WritingDone || \
   tst == T_InDoubt)
 
 /* who owns the VM, for the liveness properties */
@@ -111,7 +113,8 @@ end:
       tjd = tj;               /* what was read may have been in the page cache only */
 #endif
       if
-      :: tj == Begun -> tst = T_RollingBack
+      :: tj == Begun && tdom == Running && tdisk -> tst = T_Copying   /* phase 1 to 3, it goes on */
+      :: tj == Begun || tj == Memory -> tst = T_RollingBack
 #ifdef NO_ASK_BEFORE_START
       :: tj == Done -> tst = T_Resuming
 #else
@@ -122,7 +125,8 @@ end:
       :: tj == EndedHere -> tst = T_Owns
       :: tj == EndedThere -> tst = T_Gone
       fi }
-  :: d_step { tst == T_Copying -> tdom = Paused; PUT(requests, MEMORY); tst = T_Suspended }
+  :: d_step { tst == T_Copying -> tj = Memory; tst = T_Sending }
+  :: d_step { tst == T_Sending -> tjd = tj; tdom = Paused; PUT(requests, MEMORY); tst = T_Suspended }
   :: d_step { tst == T_Suspended -> tdisk = false; tst = T_Released }
   :: d_step { tst == T_Released && !(requests & MEMORY) && !(answers & MEMORY_IN) -> tst = T_RollingBack }
   :: d_step { tst == T_WritingDone ->
@@ -204,15 +208,16 @@ end:
 #endif
       if
 #ifdef OPEN_BY_LOOKS
-      :: (rj == Begun || rj == MemoryIn) && rdom == NoDomain && rtargets -> rst = R_Open
+      :: (rj == Begun || rj == Memory) && rdom == NoDomain && rtargets -> rst = R_Open
 #else
       :: rj == Begun && rtargets -> rst = R_Open     /* phase 2 or 3, all alive */
 #endif
-      :: rj == Begun || rj == MemoryIn -> rst = R_Undoing
+      :: rj == Begun || rj == Memory -> rst = R_Undoing
       :: rj == Committed -> rst = R_Committed
       :: rj == Aborted -> rst = R_Undoing
       :: rj == ForgotCommit || rj == ForgotAbort -> rst = R_Forgot
       fi }
+  :: d_step { rst == R_Restoring -> rjd = rj; rdom = Paused; PUT(answers, MEMORY_IN); rst = R_Open }
   :: d_step { rst == R_Activated -> rj = Committed; rst = R_WritingCommit }
   :: d_step { rst == R_WritingCommit ->
 #ifndef NO_FSYNC_COMMIT
@@ -237,7 +242,7 @@ end:
 #endif
       rst = R_Aborted }
   :: d_step { rst == R_Forgetting -> rjd = rj; rst = R_Forgot }
-  :: d_step { rst == R_Open && !T_BEATS -> rst = R_Undoing }      /* the heartbeat is gone */
+  :: d_step { (rst == R_Open || rst == R_Restoring) && !T_BEATS -> rst = R_Undoing }  /* the heartbeat is gone */
   od
 }
 
@@ -259,14 +264,14 @@ end:
       :: LAST -> TAKE(requests, m)
       fi;
       if
-      :: m == MEMORY && rst == R_Open -> rj = MemoryIn; rdom = Paused; PUT(answers, MEMORY_IN)
+      :: m == MEMORY && rst == R_Open && rdom == NoDomain -> rj = Memory; rst = R_Restoring
       :: m == DONE && rst == R_Open && rdom == Paused ->
           if
           :: rdisk = true; rst = R_Activated
           :: rst = R_Undoing                    /* activation failed, nothing is active */
           :: rdisk = true; rst = R_Undoing      /* activation failed, some disks are active */
           fi
-      :: m == DELETE && (rst == R_Open || rst == R_Activated) -> rst = R_Undoing
+      :: m == DELETE && (rst == R_Open || rst == R_Restoring || rst == R_Activated) -> rst = R_Undoing
 #ifdef ABORT_DOES_NOT_WIN
       :: m == DONE && rst == R_Aborted -> rdom = Paused; rdisk = true; rst = R_Activated
 #endif
@@ -289,9 +294,9 @@ end:
 active proctype World() {
 end:
   do
-  :: d_step { tst == T_Copying || tst == T_Suspended || tst == T_Released -> tst = T_RollingBack }
+  :: d_step { tst == T_Copying || tst == T_Sending || tst == T_Suspended || tst == T_Released -> tst = T_RollingBack }
   :: d_step { tst == T_InDoubt && !cancelled -> cancelled = true; PUT(requests, DELETE) }
-  :: d_step { rst == R_Open || rst == R_Activated -> rst = R_Undoing }  /* R's task cancelled, heartbeat late */
+  :: d_step { rst == R_Open || rst == R_Restoring || rst == R_Activated -> rst = R_Undoing }  /* R's task cancelled, heartbeat late */
   :: d_step { T_OWNS && tdom == NoDomain -> tdisk = true; tdom = Running }             /* VM.start at T */
   :: d_step { R_OWNS && rdom == NoDomain -> rdisk = true; rdom = Running; GHOST(r_ran = true) } /* VM.start at R */
 #ifdef RESUME_ON_TIMEOUT

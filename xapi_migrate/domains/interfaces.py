@@ -32,6 +32,10 @@ class DomainState(Enum):
     ABSENT = "absent"
 
 
+GONE = (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.ABSENT)
+"""The states of a domain that will not run any more."""
+
+
 @attrs.frozen
 class DomainDisk:
     """A block device of a domain, reached as an NBD export on a unix socket.

@@ -125,7 +125,10 @@ class LabHost:
 
     def daemons(self) -> list[ProcessName]:
         """This host's daemon, also when somebody else started it again with the same argv."""
-        return remains.with_command_line(self.argv)
+        found = remains.with_command_line(self.argv)
+        if self.process is not None and self.process.alive() and self.process not in found:
+            found.append(self.process)  # so young that it has no command line yet
+        return found
 
     def kill(self) -> None:
         """kill -9: guests and copies go on without their daemon."""

@@ -2,8 +2,8 @@
 not both begin.
 
 A claim lasts from the checks of PUT metadata until the VM is the host's own or gone. It is nowhere on disk: a receiver
-that is undecided when its daemon ends is aborted by the next, and one that has decided needs no claim. Whoever came
-first is served first: a migration is measured against the claims that were there before its own.
+that goes on after a restart of its daemon claims again, before the daemon listens, and one that has decided needs no
+claim. Whoever came first is served first: a migration is measured against the claims that were there before its own.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ..domains.interfaces import DomainState
+from ..domains.interfaces import GONE, DomainState
 from ..errors import DomainError, MigrateError, OperationNotAllowed, UriInvalid, VdiNotInMap, VmBadPowerState
 from ..moment import Moment
 from ..refusals import MigrationNotBegun, VmHasNoSuspendVdi
@@ -23,7 +23,8 @@ from .host import Host, TaskHandle
 from .incoming import Incoming, Plan
 from .interfaces import IOffers, IPeer, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
-from .outgoing import OPTIONS, Outgoing, begun_entry, check_options, from_journal, outgoing_disks
+from .outgoing import OPTIONS, Outgoing, before_memory, begun_entry, check_options, from_journal, outgoing_disks
+from .phase2_preparation import document_of
 from .phase5_completion import Farewell
 from .queue import Queue, Turn
 from .receiving import Receiving
@@ -73,7 +74,7 @@ class Engine:
             self._host.toolstack.sr(sr)
         capability = Capability.new()
         migration = str(uuid4())
-        story = Story(self._host.clock, "receiver", migration, self._host.stories)
+        story = self._host.story("receiver", migration)
         story.step(Step.VM_RECEIVE, f"offer to {user or 'a client'}")
         incoming = Incoming(
             id=migration,
@@ -112,7 +113,7 @@ class Engine:
             raise UriInvalid(f"a list of {len(uris)}", f"at most {MOST_URIS} are tried")
         peer = host.peers(uris)
         migration = str(uuid4())
-        story = Story(host.clock, "sender", migration, host.stories)
+        story = host.story("sender", migration)
         host.toolstack.begin_operation(vm, "migrate_send", task.ref)
         turn = self._sends.join(lambda behind: tell_place(task, "to be sent", behind))
         try:
@@ -120,6 +121,8 @@ class Engine:
             record = self._check(vm)  # it may have shut down meanwhile
             if copying:
                 self._check_copy(vm, vdi_to_sr)
+            disks = outgoing_disks(host, vm)
+            copy_ref = f"OpaqueRef:{uuid4()}" if copying else ""
             outgoing = Outgoing(
                 id=migration,
                 host=host,
@@ -133,12 +136,11 @@ class Engine:
                 vm_name=record["name_label"],
                 power_state=record["power_state"],
                 domain=host.toolstack.domain_of(vm),
-                disks=outgoing_disks(host, vm),
-                vdi_to_sr=vdi_to_sr,
-                vif_to_network=vif_to_network or {},
+                disks=disks,
+                document=document_of(host, vm, disks, vdi_to_sr, vif_to_network or {}, options, copy_ref),
                 options=options,
                 turn=turn,
-                copy_ref=f"OpaqueRef:{uuid4()}" if copying else "",
+                copy_ref=copy_ref,
             )
             story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
             await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
@@ -243,7 +245,7 @@ class Engine:
 
     async def _recover_incoming(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
         begun = data_of(journal, Mark.BEGUN)
-        story = Story(self._host.clock, "receiver", journal.migration, self._host.stories)
+        story = self._host.story("receiver", journal.migration)
         story.note("taken up by a restarted daemon")
         incoming = Incoming(
             id=journal.migration,
@@ -253,6 +255,7 @@ class Engine:
             sr=NULL,
             digest=begun["digest"],
             options={},
+            document=begun.get("document", "-"),
         )
         plan = incoming.plan = Plan.from_json(begun["plan"])
         if not marked(journal, Mark.ENDED):
@@ -261,12 +264,12 @@ class Engine:
             if plan.vm in self._host.records.refs("VM"):
                 self._host.toolstack.retake_operation(plan.vm, "import", incoming.task.ref)
         receiving = self._incoming[begun["digest"]] = Receiving(incoming, self._receives, self._forget_incoming)
-        receiving.recover()
+        await receiving.recover()
         await receiving.taken_up()
 
     def _recover_outgoing(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
         begun = data_of(journal, Mark.BEGUN)
-        story = Story(self._host.clock, "sender", journal.migration, self._host.stories)
+        story = self._host.story("sender", journal.migration)
         story.note("taken up by a restarted daemon")
         if marked(journal, Mark.ENDED):
             outcome = Outcome.COMMITTED if marked(journal, Mark.COMMITTED) else Outcome.ABORTED
@@ -277,6 +280,8 @@ class Engine:
         outgoing = from_journal(self._host, journal, task, story)
         if outgoing.vm in self._host.records.refs("VM"):
             self._host.toolstack.retake_operation(outgoing.vm, "migrate_send", task.ref)
+        if before_memory(journal):
+            outgoing.turn = self._sends.join()  # it had it before, and does not wait for it again
         sending = self._follow(outgoing)
         ended = sending.ended.wait()
         ended.addCallbacks(
@@ -306,7 +311,7 @@ class Engine:
 
     def _domain_changed(self, domain: str, state: DomainState) -> None:
         """A domain that ends by itself while it is being sent ends its migration."""
-        if state in (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.ABSENT):
+        if state in GONE:
             # Later, because it may be told from within the very work that is to be stopped.
             self._host.clock.callLater(0, self._domain_ended, domain, state)
 

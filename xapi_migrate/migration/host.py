@@ -15,6 +15,8 @@ from ..store.interfaces import IRecords
 from .claims import Claims
 from .interfaces import IPeer
 from .journal import IJournals
+from .stops import nowhere
+from .story import Story
 
 
 class TaskHandle(Protocol):
@@ -91,6 +93,12 @@ class Host:
     claims: Claims = attrs.field(init=False)
     later: Callable[[Awaitable[None]], None] = lambda work: None
     """Lets a piece of work go on after its migration has ended (acknowledgements)."""
+    at: Callable[[str, str], None] = nowhere
+    """Told of each point of each migration, as (role, name): see stops.py."""
 
     def __attrs_post_init__(self) -> None:
         self.claims = Claims(self.free_memory, self.domains.untouched)
+
+    def story(self, role: str, migration: str) -> Story:
+        """A new one, or more of the one that an earlier daemon began."""
+        return Story(self.clock, role, migration, self.stories, self.at)

@@ -70,6 +70,8 @@ class Incoming:
     sr: str
     digest: str
     options: dict[str, str]
+    document: str = ""
+    """Digest of the metadata (2.1); "" before it has come."""
     task: TaskHandle | None = None
     vm: IncomingVM | None = None
     plan: Plan | None = None
@@ -78,9 +80,10 @@ class Incoming:
 
     def claim(self) -> None:
         """What the plan needs of this host is taken for it, until `Claims.release`."""
-        assert self.plan is not None and self.vm is not None
+        assert self.plan is not None
         fresh = [DiskClaim(disk.sr_ref, disk.vdi_uuid, disk.size) for disk in self.plan.disks if not disk.found]
-        self.host.claims.take(self.id, self.vm.memory if self.plan.has_memory else 0, fresh)
+        memory = self.vm.memory if self.vm else int(self.host.records.get("VM", self.plan.vm)["memory_static_max"])
+        self.host.claims.take(self.id, memory if self.plan.has_memory else 0, fresh)
 
     def sr_of(self, disk: IncomingDisk) -> ISR:
         return self.host.toolstack.sr(disk.sr_ref)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from twisted.internet import defer, threads
 from zope.interface import Attribute, Interface, implementer
 
 from ..errors import MigrateError, catalogue
+from .stops import nowhere
 from .story import Story
 
 RESERVED = 16 << 10
@@ -32,11 +33,17 @@ LONGEST_REASON = 1000
 
 
 class Mark(Enum):
-    """What can be written. Sender: BEGUN, DONE (from here on in doubt), COMMITTED or ABORTED (the receiver's
-    word). Receiver: BEGUN (the offer was taken up), COMMITTED or ABORTED (its own decision). Both: ENDED (the VM
-    is its owner's again: what is left is to agree with the other side, nothing is done or undone any more)."""
+    """What can be written. Sender: BEGUN, DONE (from here on in doubt), COMMITTED or ABORTED (the receiver's word).
+    Receiver: BEGUN (the offer was taken up), PREPARED (records and VDIs are there), OFFERED (for each disk: its URL may
+    be told), COMMITTED or ABORTED (its own decision). Both: MEMORY (phase 4 begins: a restart does not go on from
+    here), UNDONE (it is being undone: nor from here), ENDED (the VM is its owner's again: what is left is to agree with
+    the other side, nothing is done or undone any more)."""
 
     BEGUN = "begun"
+    PREPARED = "prepared"
+    OFFERED = "offered"
+    MEMORY = "memory"
+    UNDONE = "undone"
     DONE = "done"
     COMMITTED = "committed"
     ABORTED = "aborted"
@@ -94,18 +101,37 @@ def data_of(journal: IJournal, mark: Mark) -> dict[str, Any]:
 
 async def note_end(journal: IJournal, story: Story) -> None:
     """Write ENDED. Where that fails a restarted daemon ends the migration once more."""
+    await _note(journal, story, Mark.ENDED)
+
+
+async def note_undone(journal: IJournal, story: Story) -> None:
+    """Write UNDONE, if a restarted daemon could go on otherwise. Where that fails it may."""
+    if marked(journal, Mark.BEGUN) and not any(marked(journal, mark) for mark in (Mark.MEMORY, Mark.UNDONE)):
+        await _note(journal, story, Mark.UNDONE)
+
+
+async def _note(journal: IJournal, story: Story, mark: Mark) -> None:
     try:
-        await journal.record(Mark.ENDED)
+        await journal.record(mark)
     except JournalFailed as failure:
         story.note(str(failure))
 
 
 @implementer(IJournal)
 class FileJournal:
-    def __init__(self, path: Path, role: str, migration: str, entries: list[Entry], length: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        role: str,
+        migration: str,
+        entries: list[Entry],
+        length: int,
+        at: Callable[[str, str], None] = nowhere,
+    ) -> None:
         self.role = role
         self.migration = migration
         self.entries = entries
+        self._at = at
         self._path = path
         self._length = length
         self._one_at_a_time = defer.DeferredLock()
@@ -138,6 +164,7 @@ class FileJournal:
     async def _record(self, entry: Entry, line: bytes) -> None:
         if self._broken:
             raise JournalFailed(self.migration, self._broken)
+        self._at(self.role, f"before-{entry.mark.value}")
         try:
             write = _append if self._length else _create
             self._length = await threads.deferToThread(write, self._path, self._length, line)
@@ -146,17 +173,19 @@ class FileJournal:
             self._broken = failure.strerror or "I/O error"
             raise JournalFailed(self.migration, self._broken) from failure
         self.entries.append(entry)
+        self._at(self.role, f"after-{entry.mark.value}")
 
 
 @implementer(IJournals)
 class FileJournals:
     """Journals in one folder, readable by this user only: a sender's holds the capability of its offer."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, at: Callable[[str, str], None] = nowhere) -> None:
         self._folder = folder
+        self._at = at
 
     def begin(self, role: str, migration: str) -> IJournal:
-        return FileJournal(self._folder / f"{role}-{migration}.jsonl", role, migration, [], 0)
+        return FileJournal(self._folder / f"{role}-{migration}.jsonl", role, migration, [], 0, self._at)
 
     async def read(self) -> list[IJournal]:
         return await threads.deferToThread(self._read)
@@ -171,7 +200,7 @@ class FileJournals:
                 # What is readable may not be durable yet: the daemon may have died between write and fsync. It must
                 # be before anything is done because of it.
                 _wipe_tail(path, length)
-                found.append(FileJournal(path, role, migration, entries, length))
+                found.append(FileJournal(path, role, migration, entries, length, self._at))
             else:
                 path.unlink()  # nothing was promised
         _sync(self._folder)

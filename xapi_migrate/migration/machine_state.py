@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -9,6 +10,28 @@ def state_of(machine: Any) -> str:
     """The name of the state that a machine is in."""
     state = machine.__automat_transitioner__._state
     return str(getattr(state, "name", state))
+
+
+class Watched:
+    """A machine whose inputs are passed on; `entered` is called with the name of each new state."""
+
+    def __init__(self, machine: Any, entered: Callable[[str], None]) -> None:
+        self._machine = machine
+        self._entered = entered
+
+    def __getattr__(self, name: str) -> Any:
+        given = getattr(self._machine, name)
+        if name.startswith("_"):
+            return given
+
+        def tell(*arguments: Any) -> None:
+            before = state_of(self._machine)
+            given(*arguments)
+            after = state_of(self._machine)
+            if after != before:
+                self._entered(after)
+
+        return tell
 
 
 def transitions(build: Any) -> list[tuple[str, str, str]]:

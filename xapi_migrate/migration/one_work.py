@@ -15,6 +15,11 @@ from ..together import started
 log = Logger()
 
 
+def exception_of(failure: Failure) -> Exception:
+    """What went wrong, for the machine."""
+    return failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure))
+
+
 class OneWork:
     """Beginning one work stops the one before; what was stopped is never told."""
 
@@ -42,7 +47,7 @@ class OneWork:
                 self._current = None
                 if not isinstance(failure.value, MigrateError):
                     log.failure("unexpected in migration {id}", failure, id=self._migration)
-                otherwise(failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure)))
+                otherwise(exception_of(failure))
 
         running.addBoth(turn)
         running.addCallbacks(ended, failed)

@@ -48,7 +48,8 @@ class OutgoingDisk:
 
 @attrs.define
 class Outgoing:
-    """One outgoing migration. `domain` is "" for a VM that has none (Halted, Suspended)."""
+    """One outgoing migration. `domain` is "" for a VM that has none (Halted, Suspended). `document` is its metadata
+    (2.1), the same each time it is put."""
 
     id: str
     host: Host
@@ -63,11 +64,10 @@ class Outgoing:
     power_state: str
     domain: str
     disks: list[OutgoingDisk]
-    vdi_to_sr: dict[str, str]
-    vif_to_network: dict[str, str]
+    document: bytes = attrs.field(repr=False)
     options: dict[str, str]
     turn: Turn | None = None
-    """Its turn among this host's migrations; None after a restart, when it only ends."""
+    """Its turn among this host's migrations; None after a restart when it only ends."""
     copy_ref: str = ""
     """The reference that the copy has at the receiver; "" where the VM itself moves."""
     suspension: ISuspension | None = None
@@ -161,8 +161,16 @@ def begun_entry(migration: Outgoing) -> dict[str, Any]:
         "domain": migration.domain,
         "options": migration.options,
         "copy_ref": migration.copy_ref,
+        "document": migration.document.decode(),
         "disks": [{name: getattr(disk, name) for name in DISK_FIELDS} for disk in migration.disks],
     }
+
+
+def before_memory(journal: IJournal) -> bool:
+    """Whether it had not come to phase 4, and is not being undone: a restarted daemon goes on with it."""
+    return not {entry.mark for entry in journal.entries} & {
+        Mark.MEMORY, Mark.UNDONE, Mark.DONE, Mark.COMMITTED, Mark.ABORTED,
+    }  # fmt: skip
 
 
 def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) -> Outgoing:
@@ -187,8 +195,7 @@ def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) 
         power_state=begun["power_state"],
         domain=begun["domain"],
         disks=disks,
-        vdi_to_sr={},
-        vif_to_network={},
+        document=begun["document"].encode(),
         options=begun["options"],
         copy_ref=begun.get("copy_ref", ""),
         forced=data_of(journal, Mark.COMMITTED).get("forced", False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from ..errors import ImportError_, IncompatibleHost, NotEnoughMemory, SrFull, VdiNotInMap
+from ..errors import ImportError_, IncompatibleHost, MigrateError, NotEnoughMemory, SrFull, TargetDied, VdiNotInMap
 from ..refusals import OtherVersion
 from ..sm.interfaces import ISR
 from ..steps import Step
@@ -27,11 +27,45 @@ async def prepare(migration: Incoming) -> None:
     _check_memory(migration)
     await _check_space(migration)
     task = migration.task.ref if migration.task else ""
-    await migration.journal.record(Mark.BEGUN, digest=migration.digest, task=task, plan=plan.to_json())
+    await migration.journal.record(
+        Mark.BEGUN, digest=migration.digest, task=task, plan=plan.to_json(), document=migration.document
+    )
     _create_records(migration)
     for disk in plan.disks:
         if not disk.found:
             await migration.sr_of(disk).vdi_create(disk.vdi_uuid, disk.size)
+    # From here on a restarted daemon goes on, so it has to find all of this.
+    await migration.host.records.flush()
+    await migration.journal.record(Mark.PREPARED)
+
+
+async def still_there(migration: Incoming) -> bool:
+    """After a restart: whether it is in phase 2 or 3, and all that the sender has been given is there and alive."""
+    journal, plan = migration.journal, migration.plan
+    marks = {entry.mark for entry in journal.entries}
+    if plan is None or Mark.PREPARED not in marks or marks & {Mark.MEMORY, Mark.UNDONE}:
+        return False
+    if plan.vm not in migration.host.records.refs("VM"):
+        return False
+    try:
+        await look_after(migration)
+    except MigrateError as failure:
+        migration.story.note(str(failure))
+        return False
+    return True
+
+
+async def look_after(migration: Incoming) -> None:
+    """TargetDied if something that the sender copies into is gone."""
+    plan = migration.plan
+    assert plan is not None
+    for disk in plan.disks:
+        if _offered(migration, disk) and not await migration.sr_of(disk).vdi_is_served(disk.vdi_uuid, migration.id):
+            raise TargetDied(plan.final_uuid, disk.vdi_uuid, migration.host.name)
+
+
+def _offered(migration: Incoming, disk: IncomingDisk) -> bool:
+    return any(e.mark is Mark.OFFERED and e.data["disk"] == disk.number for e in migration.journal.entries)
 
 
 async def _check_host(migration: Incoming) -> None:
@@ -233,6 +267,8 @@ async def offer_disk(migration: Incoming, disk: IncomingDisk, address: str) -> D
         proof = await sr.same_disk_proof(migration.id)
     else:
         url = await sr.vdi_get_url(disk.vdi_uuid, migration.id, address, secure)
+    if not _offered(migration, disk):
+        await migration.journal.record(Mark.OFFERED, disk=disk.number)
     migration.story.step(Step.GET_URL if first else Step.GET_URL_NEXT, f"disk {disk.number} is at {url.url}")
     disk.offer = DiskOffer(disk.number, disk.vdi_uuid, disk.sr_uuid, disk.size, url, disk.found, proof)
     return disk.offer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from twisted.internet import task
 
-from ..domains.interfaces import DomainState
+from ..domains.interfaces import GONE
 from ..errors import MigrateError, PeerSilent
 from ..steps import Step
 from ..store.interfaces import NULL
@@ -18,7 +18,6 @@ from .story import Story
 from .undo import attempt, surely
 
 FAREWELLS = 500
-GONE = (DomainState.ABSENT, DomainState.CRASHED, DomainState.SHUTDOWN)
 
 
 async def say_done(migration: Outgoing) -> Answer:

@@ -80,7 +80,7 @@ class Receiver(Protocol):
         """The VM has its final power state and identity."""
 
     def failed(self, reason: Exception) -> None:
-        """The work of this state could not be done."""
+        """The work of this state could not be done, or what the sender copies into died."""
 
     def abort(self, reason: Exception) -> None:
         """DELETE, a cancel of the receiver's task, or the heartbeat lost."""
@@ -103,8 +103,14 @@ class Receiver(Protocol):
     def expire(self) -> None:
         """The offer's life is over."""
 
+    def recover_open(self) -> None:
+        """Found after a restart in phase 2 or 3, a VM with memory, all that the sender uses alive."""
+
+    def recover_open_at_rest(self) -> None:
+        """The same of a VM without memory."""
+
     def recover_undecided(self, reason: Exception) -> None:
-        """Found after a restart without a decision in the journal."""
+        """Found after a restart without a decision in the journal, and not so that it could go on."""
 
     def recover_aborted(self) -> None:
         """Found after a restart with ABORTED in the journal."""
@@ -144,6 +150,10 @@ preparing.upon(Receiver.prepared).to(awaiting_memory).returns(None)
 preparing.upon(Receiver.prepared_at_rest).to(awaiting_done).returns(None)
 
 
+offered.upon(Receiver.recover_open).to(awaiting_memory).returns(None)
+offered.upon(Receiver.recover_open_at_rest).to(awaiting_done).returns(None)
+
+
 @awaiting_memory.upon(Receiver.put_memory).to(receiving_memory)
 def _receive_memory(receiver: Receiver, work: IReceiverWork) -> None:
     work.receive_memory()
@@ -176,6 +186,7 @@ offered.upon(Receiver.recover_completed).to(committed).returns(None)  # the VM i
 @offered.upon(Receiver.recover_undecided).to(shutting)
 @preparing.upon(Receiver.failed).to(shutting)
 @preparing.upon(Receiver.abort).to(shutting)
+@awaiting_memory.upon(Receiver.failed).to(shutting)
 @awaiting_memory.upon(Receiver.abort).to(shutting)
 @receiving_memory.upon(Receiver.failed).to(shutting)
 @receiving_memory.upon(Receiver.abort).to(shutting)

@@ -4,10 +4,12 @@ answers the verbs of the migration's URIs."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from typing import Any
 
-from twisted.internet import defer
+from twisted.internet import defer, task
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import HandleInvalid, MigrationAborted, OfferTaken, TaskCancelled, WrongMoment
@@ -15,14 +17,15 @@ from ..moment import Moment
 from ..together import started, unless
 from . import phase2_receiving, phase4_receiving, phase5_receiving
 from .heartbeat import Listening
+from .host import TaskHandle
 from .incoming import Incoming
 from .interfaces import PROTOCOL_VERSION, Answer, DiskOffer, IIncomingMemory, IReceiving, Outcome
-from .journal import LONGEST_REASON, Mark, data_of, marked, note_end
-from .machine_state import state_of
+from .journal import LONGEST_REASON, Mark, data_of, marked, note_end, note_undone
+from .machine_state import Watched, state_of
 from .metadata_import import import_vm
-from .one_work import OneWork
+from .one_work import OneWork, exception_of
 from .queue import Queue, Turn
-from .receiver import IReceiverWork, build_receiver
+from .receiver import IReceiverWork, Receiver, build_receiver
 from .undo import surely
 from .waiting import tell_place
 
@@ -42,9 +45,8 @@ class Receiving:
         self._turn: Turn | None = None
         self.takes_socket = migration.host.domains.capabilities().takes_socket
         self._forget = forget
-        self._machine = build_receiver(self)
+        self._machine: Receiver = Watched(build_receiver(self), migration.story.enters)
         self._work = OneWork(migration.host.clock, migration.id)
-        self._document: bytes | None = None
         self._prepared: Moment[None] = Moment()
         self._memory_in: Moment[None] = Moment()
         self._decided: Moment[Answer] = Moment()
@@ -52,7 +54,8 @@ class Receiving:
         self._answer = Answer(Outcome.OPEN)
         self._reason: Exception = MigrationAborted("no reason was given")
         self._acknowledged = False
-        self._disk_locks: dict[int, defer.DeferredLock] = {}
+        self._looking: defer.Deferred[None] | None = None
+        self._offering = defer.DeferredLock()
         host = migration.host
         self._listening = Listening(
             host.clock, host.config.times.heartbeat_lost, migration.story, lambda reason: self._machine.abort(reason)
@@ -66,10 +69,9 @@ class Receiving:
         host = self.migration.host
         self._expiry = host.clock.callLater(host.config.times.offer, self._machine.expire)
 
-    def recover(self) -> None:
-        """Finish what the journal of an earlier daemon says."""
+    async def recover(self) -> None:
+        """Finish, or go on with, what the journal of an earlier daemon says."""
         journal = self.migration.journal
-        self._document = b""
         if marked(journal, Mark.COMMITTED) and marked(journal, Mark.ENDED):
             self._answer = Answer(Outcome.COMMITTED)
             self._decided.happen(self._answer)
@@ -81,14 +83,33 @@ class Receiving:
             self._answer = Answer(Outcome.ABORTED, data_of(journal, Mark.ABORTED).get("reason", ""))
             self._decided.happen(self._answer)
             self._machine.recover_aborted()
+        elif await phase2_receiving.still_there(self.migration):
+            self._go_on()
         else:
             self._machine.recover_undecided(
                 MigrationAborted("the receiver's daemon was restarted before it had decided")
             )
 
+    def _go_on(self) -> None:
+        """In phase 2 or 3, as the daemon before left it."""
+        migration = self.migration
+        migration.story.note("all that the sender uses is alive: it goes on")
+        migration.claim()
+        self._turn = self._queue.join(self._told_place)
+        if migration.task is not None:
+            self._lead(migration.task)
+        self._listening.start()
+        self._look_after()
+        self._prepared.happen(None)
+        if migration.plan is not None and migration.plan.has_memory:
+            self._machine.recover_open()
+        else:
+            self._machine.recover_open_at_rest()
+        self._taken_up.happen(None)
+
     async def taken_up(self) -> None:
-        """After `recover`: fires when the outcome is durable; or when it cannot be made so for now, and nothing will
-        be answered before it is."""
+        """After `recover`: fires when it goes on, or the outcome is durable; or when it cannot be made so for now, and
+        nothing will be answered before it is."""
         await self._taken_up.wait()
 
     def cancel(self) -> None:
@@ -104,6 +125,7 @@ class Receiving:
     def let_go(self) -> None:
         """The daemon stops: the next one takes it up from the journal."""
         self._listening.stop()
+        self._stop_looking()
         self._stop_expiry()
         self._work.stop()
 
@@ -135,14 +157,15 @@ class Receiving:
         }
 
     async def put_metadata(self, document: bytes) -> int:
-        if self._document is None:
+        digest = sha256(document).hexdigest()
+        if not self.migration.document:
             self.migration.vm = import_vm(document)
-            self._document = document
+            self.migration.document = digest
             self._stop_expiry()
             self._begin_task()
             self._listening.start()
             self._machine.put_metadata()
-        elif document != self._document:
+        elif digest != self.migration.document:
             raise OfferTaken
         if await self._waits():
             assert self._turn is not None
@@ -151,17 +174,16 @@ class Receiving:
         return 0
 
     async def get_disk(self, number: int, address: str) -> DiskOffer:
-        plan = self.migration.plan
-        if self.state not in ("AwaitingMemory", "ReceivingMemory", "AwaitingDone") or plan is None:
-            raise WrongMoment(f"GET disk/{number}", self.state)
-        if number >= len(plan.disks):
-            raise HandleInvalid("disk", str(number))
-        lock = self._disk_locks.setdefault(number, defer.DeferredLock())
-        await lock.acquire()
+        await self._offering.acquire()
         try:
+            plan = self.migration.plan
+            if self.state not in ("AwaitingMemory", "ReceivingMemory", "AwaitingDone") or plan is None:
+                raise WrongMoment(f"GET disk/{number}", self.state)
+            if number >= len(plan.disks):
+                raise HandleInvalid("disk", str(number))
             return await phase2_receiving.offer_disk(self.migration, plan.disks[number], address)
         finally:
-            lock.release()
+            self._offering.release()
 
     async def put_memory(self, memory: IIncomingMemory) -> None:
         if self.state != "AwaitingMemory":
@@ -199,6 +221,7 @@ class Receiving:
             else:
                 self._machine.prepared_at_rest()
             self._prepared.happen(None)
+            self._look_after()
 
         self._do(self._prepare(), then)
 
@@ -207,10 +230,20 @@ class Receiving:
             self._machine.memory_in()
             self._memory_in.happen(None)
 
-        self._do(phase4_receiving.receive_memory(self.migration), then)
+        async def receive() -> None:
+            await self.migration.journal.record(Mark.MEMORY)
+            await phase4_receiving.receive_memory(self.migration)
+
+        self._do(receive(), then)
 
     def activate(self) -> None:
-        self._do(phase5_receiving.activate(self.migration), self._machine.activated)
+        self._stop_looking()
+
+        async def activate() -> None:
+            await self._offers_made()
+            await phase5_receiving.activate(self.migration)
+
+        self._do(activate(), self._machine.activated)
 
     def write_commit(self) -> None:
         self._stop_cancelling()
@@ -255,12 +288,15 @@ class Receiving:
             self._end_turn()
         self._reason = reason
         self._listening.stop()
+        self._stop_looking()
         self._stop_cancelling()
         self.migration.story.note(f"aborting: {reason}")
         for moment in (self._prepared, self._memory_in):
             moment.fail(reason)
 
         async def shut() -> bool:
+            await note_undone(self.migration.journal, self.migration.story)
+            await self._offers_made()
             done = False
             try:
                 done = await phase5_receiving.shut(self.migration)
@@ -350,8 +386,36 @@ class Receiving:
         assert vm is not None
         label = f"VM.receive: {vm.fields['name_label'] or vm.uuid}"
         task = self.migration.task = self.migration.host.tasks.begin(label, "receives a VM from another host")
+        self._lead(task)
+
+    def _lead(self, task: TaskHandle) -> None:
         task.on_cancel(self.cancel)
         self.migration.story.listeners.append(lambda step, text: task.set_other("step", f"{step.id} {text}"))
+
+    async def _offers_made(self) -> None:
+        """No LUN is being made any more; and none will be, in the present state."""
+        await self._offering.run(lambda: None)
+
+    def _look_after(self) -> None:
+        """While the sender copies: what it copies into must live."""
+
+        async def look() -> None:
+            while True:
+                await task.deferLater(self.migration.host.clock, self.migration.host.config.times.poll)
+                await phase2_receiving.look_after(self.migration)
+
+        def died(failure: Failure) -> None:
+            if self._looking is looking and failure.check(defer.CancelledError) is None:
+                self._looking = None
+                self._machine.failed(exception_of(failure))
+
+        looking = self._looking = started(look())
+        looking.addErrback(died)
+
+    def _stop_looking(self) -> None:
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
 
     def _stop_cancelling(self) -> None:
         if self.migration.task is not None:

@@ -108,8 +108,12 @@ class Sender(Protocol):
     def rolled_back(self) -> None:
         """The VM is as it was."""
 
+    def recover_open(self) -> None:
+        """Found after a restart in a phase before 4: it goes on, from phase 1 again. Everything up to there may be
+        repeated, and finds what is there."""
+
     def recover_undone(self, reason: Exception) -> None:
-        """Found after a restart without DONE in the journal, or with ABORTED."""
+        """Found after a restart in phase 4 without DONE in the journal, with UNDONE, or with ABORTED."""
 
     def recover_in_doubt(self) -> None:
         """Found after a restart with DONE in the journal and no answer."""
@@ -137,6 +141,7 @@ failed = _build.state("Failed")
 
 
 @idle.upon(Sender.begin).to(connecting)
+@idle.upon(Sender.recover_open).to(connecting)
 def _connect(sender: Sender, work: ISenderWork) -> None:
     work.connect()
 

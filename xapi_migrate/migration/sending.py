@@ -16,11 +16,12 @@ from ..together import started, together
 from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_memory, phase5_completion
 from .heartbeat import Pulse
 from .interfaces import Answer, Outcome
-from .journal import JournalFailed, Mark, note_end
-from .machine_state import state_of
-from .one_work import OneWork
-from .outgoing import Outgoing
-from .sender import ISenderWork, build_sender
+from .journal import JournalFailed, Mark, note_end, note_undone
+from .machine_state import Watched, state_of
+from .one_work import OneWork, exception_of
+from .outgoing import Outgoing, before_memory
+from .patience import patiently
+from .sender import ISenderWork, Sender, build_sender
 from .undo import surely
 
 log = Logger()
@@ -34,13 +35,15 @@ class Sending:
     def __init__(self, migration: Outgoing) -> None:
         self.migration = migration
         self.ended: Moment[str] = Moment()
-        self._machine = build_sender(self)
+        self._machine: Sender = Watched(build_sender(self), migration.story.enters)
         self._work = OneWork(migration.host.clock, migration.id)
         self._watching: defer.Deferred[None] | None = None
         self._reason: Exception | None = None
         self._outcome = Outcome.ABORTED
         self._answer = Answer(Outcome.OPEN)
         self._forgetful = False
+        self._left = False
+        self._patience = 0.0
         self._told = True
         """The receiver knows how it ended; or has never been told that it began."""
         host = migration.host
@@ -66,6 +69,10 @@ class Sending:
             self._machine.recover_committed()
         elif Mark.DONE in marks and Mark.ABORTED not in marks:
             self._machine.recover_in_doubt()
+        elif before_memory(self.migration.journal):
+            # The receiver may be starting too.
+            self._patience = self.migration.host.config.times.heartbeat_lost / 2
+            self._machine.recover_open()
         else:
             self._machine.recover_undone(
                 self._failure("this host's daemon was restarted before the VM was handed over")
@@ -73,7 +80,12 @@ class Sending:
 
     def cancel(self) -> None:
         """The client's cancel; the task ends when everything is back in place (or the receiver's word was too late)."""
-        self._machine.cancel(TaskCancelled(self.migration.task.ref))
+        # In a turn of its own: it may be told from within the work that it stops.
+        self.migration.host.clock.callLater(0, self._cancel)
+
+    def _cancel(self) -> None:
+        if not self._left:
+            self._machine.cancel(TaskCancelled(self.migration.task.ref))
 
     def settle(self, outcome: Outcome) -> None:
         """An administrator's word in place of the receiver's, whom nobody can ask any more. OperationNotAllowed unless
@@ -96,6 +108,7 @@ class Sending:
 
     def let_go(self) -> None:
         """The daemon stops: nothing is undone, the next one takes it up from the journal."""
+        self._left = True
         self._stop_all()
         if self.migration.memory_put is not None:
             self.migration.memory_put.addErrback(lambda _: None)
@@ -105,7 +118,7 @@ class Sending:
     # -- the machine's work -------------------------------------------------------------------
 
     def connect(self) -> None:
-        self._do(phase1_connection.connect(self.migration), self._machine.connected)
+        self._do(phase1_connection.connect(self.migration, self._patience), self._machine.connected)
 
     def prepare(self) -> None:
         self._told = False
@@ -122,10 +135,10 @@ class Sending:
         def failed(failure: Failure) -> None:
             if self._watching is watching:
                 self._watching = None
-                self._machine.failed(_exception(failure))
+                self._machine.failed(exception_of(failure))
 
         watching.addErrback(failed)
-        self._do(phase4_memory.send_memory(self.migration), self._machine.suspended)
+        self._do(self._send_memory(), self._machine.suspended)
 
     def release(self) -> None:
         self._stop_watching()
@@ -219,6 +232,12 @@ class Sending:
             self._forgetful = True
             self.migration.story.note(str(failure))
 
+    async def _send_memory(self) -> None:
+        # A receiver whose daemon is just starting would not get the memory, which is sent once only.
+        await patiently(self.migration, self.migration.peer.head)
+        await self.migration.journal.record(Mark.MEMORY)
+        await phase4_memory.send_memory(self.migration)
+
     async def _prepare(self) -> None:
         try:
             await phase2_preparation.prepare(self.migration)
@@ -232,6 +251,7 @@ class Sending:
         await note_end(self.migration.journal, self.migration.story)
 
     async def _roll_back(self) -> None:
+        await note_undone(self.migration.journal, self.migration.story)
         await phase5_completion.roll_back(self.migration)
         # Before the VM is free for another migration, which a restarted daemon must not undo with this one.
         await note_end(self.migration.journal, self.migration.story)
@@ -287,7 +307,3 @@ class Sending:
 
 async def _said(answer: Answer) -> Answer:
     return answer
-
-
-def _exception(failure: Failure) -> Exception:
-    return failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure))

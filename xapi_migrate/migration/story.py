@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..steps import Step
+from .stops import nowhere
 
 
 class Story:
@@ -18,11 +19,19 @@ class Story:
     t seconds since it began, at seconds by the host's clock, step, text, and fields). `last` is the latest step. Never
     given a capability or a password. An offer alone makes no file: clients ask for many and use one."""
 
-    def __init__(self, clock: IReactorTime, role: str, migration: str, folder: Path | None) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        role: str,
+        migration: str,
+        folder: Path | None,
+        at: Callable[[str, str], None] = nowhere,
+    ) -> None:
         self.role = role
         self.migration = migration
         self.last: Step | None = None
         self.listeners: list[Callable[[Step, str], None]] = []
+        self._at = at
         self._clock = clock
         self._began = clock.seconds()
         self._log = Logger(namespace="xapi_migrate.migration")
@@ -35,6 +44,11 @@ class Story:
         self._tell(step.id, text or step.text, fields)
         for listener in self.listeners:
             listener(step, text or step.text)
+        self._at(self.role, step.id)
+
+    def enters(self, state: str) -> None:
+        """The machine is in another state."""
+        self._at(self.role, state)
 
     def note(self, text: str, **fields: Any) -> None:
         """Something that is no step: a fault, a decision, a clean-up."""

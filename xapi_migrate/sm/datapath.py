@@ -13,6 +13,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 from twisted.internet import defer, threads
@@ -160,7 +161,7 @@ class Datapath:
         domain is deactivated."""
         try:
             await self.gate.slow(limit)
-        except _TROUBLE as failure:
+        except TROUBLE as failure:
             raise SrBackendFailure(f"VDI {self.of.vdi} (slow down)", str(failure)) from failure
 
     async def drop_brake(self) -> None:

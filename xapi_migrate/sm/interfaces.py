@@ -295,6 +295,10 @@ class ISR(Interface):
         """Take the LUN away: no session, no command in flight when this fires (step 5.2, before activate); the TARGET
         attachment is gone too."""
 
+    def vdi_is_served(uuid: str, migration: str) -> Awaitable[bool]:
+        """Whether the LUN that vdi_get_url or vdi_dummy_url has made is there, and the processes behind it live (3.1 to
+        4.5; after a restart of the daemon too)."""
+
     def same_disk_proof(migration: str) -> Awaitable[SameDiskProof]:
         """Leave a fresh nonce in the SR (receiver)."""
 

@@ -128,6 +128,10 @@ class ISCSIService:
         """Stop watching; tgtd lives on."""
         self._tgt.let_go()
 
+    def serves(self, migration: str, vdi: str) -> bool:
+        """Whether this VDI is a LUN of this migration, and tgtd lives."""
+        return self._tgt.alive and vdi in self.vdis(migration)
+
     def vdis(self, migration: str) -> list[str]:
         """The VDIs that are LUNs of this migration."""
         target = self._state.targets.get(migration_id(migration))

@@ -115,6 +115,11 @@ class NBDService:
             found.setdefault(export.migration, []).append(export.vdi)
         return found
 
+    def serves(self, migration: str, vdi: str) -> bool:
+        """Whether a living process serves this disk of this migration."""
+        export = self._exports.get(f"{migration_id(migration)}-{vdi}")
+        return export is not None and export.alive
+
     def portals(self) -> list[str]:
         """Where a living process serves a disk."""
         return [read_address(export.url.url).portal for export in self._exports.values() if export.alive]

@@ -75,6 +75,8 @@ class Repository:
         self._sizes: dict[str, VDIInfo] = {}
         if self._backend.attaches:
             services.datapaths.images_of(self.uuid, ImageCalls(self._backend.vdi_attach, self._image_detach))
+        self._own_urls: set[tuple[str, str]] = set()
+        """(migration, VDI) that the backend serves itself. Not kept over a restart: the migration is then aborted."""
         self._own_copies: dict[str, tuple[str, ICopyTask]] = {}
         """Those that the backend makes by itself: the VDI and the copy, by ref."""
 
@@ -135,9 +137,11 @@ class Repository:
         return (await self._attach(uuid, purpose.value, read_only)).attachment
 
     async def vdi_activate(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
+        await self._services.datapaths.revived(uuid)
         await self._datapath(uuid).activate(purpose.value)
 
     async def vdi_deactivate(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
+        await self._services.datapaths.revived(uuid)
         datapath = self._services.datapaths.get(uuid)
         if datapath is None:
             return
@@ -162,7 +166,10 @@ class Repository:
 
     async def vdi_get_url(self, uuid: str, migration: str, address: str, secure: bool = False) -> TargetUrl:
         own = await self._backend.vdi_get_url(uuid, migration, address, secure)
-        return await self.serve(uuid, migration, address, secure) if own is None else own
+        if own is None:
+            return await self.serve(uuid, migration, address, secure)
+        self._own_urls.add((migration, uuid))
+        return own
 
     async def serve(self, uuid: str, migration: str, address: str, secure: bool) -> TargetUrl:
         """The shared services' vdi_get_url."""
@@ -191,6 +198,7 @@ class Repository:
 
     async def vdi_close_url(self, uuid: str, migration: str) -> None:
         await self._backend.vdi_close_url(uuid, migration)
+        self._own_urls.discard((migration, uuid))
         await self.end_serving(uuid, migration)
 
     async def end_serving(self, uuid: str, migration: str) -> None:
@@ -215,6 +223,17 @@ class Repository:
             services.behind.later(uuid, tidy)
         else:
             await tidy()
+
+    async def vdi_is_served(self, uuid: str, migration: str) -> bool:
+        if (migration, uuid) in self._own_urls:
+            return True
+        services = self._services
+        if not (services.iscsi.serves(migration, uuid) or services.nbd.serves(migration, uuid)):
+            return False
+        if self._dummy(migration, uuid).exists():
+            return True
+        datapath = services.datapaths.get(uuid)
+        return datapath is not None and TARGET in datapath.users
 
     async def same_disk_proof(self, migration: str) -> SameDiskProof:
         proof = SameDiskProof(migration_id(migration), secrets.token_hex(16))

@@ -68,6 +68,8 @@ class Wire:
             answer = await started(deliver()).addTimeout(self.patience, self.clock)
         except TimeoutError:
             raise PeerSilent(message, "no answer in time") from None
+        except PeerSilent:
+            raise
         except MigrateError as refusal:
             if isinstance(refusal, MigrationAborted) and fate is not Fate.ANSWER_LOST and not self.cut:
                 raise

@@ -279,6 +279,11 @@ class FakeSR:
                 lun.open = False
         self._forget_user(uuid, Purpose.TARGET)
 
+    async def vdi_is_served(self, uuid: str, migration: str) -> bool:
+        self._called("vdi_is_served", uuid, migration)
+        password = self._passwords.get(migration)
+        return any(lun.open and lun.vdi == uuid and lun.password == password for lun in self._luns.luns.values())
+
     async def same_disk_proof(self, migration: str) -> SameDiskProof:
         self._called("same_disk_proof", migration)
         proof = SameDiskProof(str(uuids.uuid5(uuids.NAMESPACE_OID, migration)), secrets.token_hex(16))

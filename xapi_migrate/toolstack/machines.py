@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet import defer
 from twisted.logger import Logger
 
-from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
+from xapi_migrate.domains.interfaces import GONE, DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
 from xapi_migrate.errors import DomainError, HandleInvalid, VdiInUse
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
@@ -20,7 +20,6 @@ from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.storage import Storage
 
-ENDED = (DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.ABSENT)
 MIGRATING = ("migrate_send", "pool_migrate", "import")
 """Operations during which the domain is the migration's, and its end is no business of ours."""
 _SERIAL_LENGTH = 20
@@ -185,7 +184,7 @@ class Machines:
         domain = self.domain_of(vm)
         await self._domains.shutdown(domain)
         until = clock.seconds() + seconds
-        while await self._domains.state(domain) not in ENDED:
+        while await self._domains.state(domain) not in GONE:
             if clock.seconds() > until:
                 raise TimeoutError
             await _later(clock, 0.1)
@@ -253,7 +252,7 @@ class Machines:
             raise
         if self._busy_or_gone(vm, domain):
             return
-        if state in ENDED:
+        if state in GONE:
             await self.destroy_domain(vm)
         elif state is DomainState.RUNNING:
             self.running(vm, "Running")

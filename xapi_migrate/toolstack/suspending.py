@@ -19,7 +19,7 @@ from uuid import uuid4
 import attrs
 from twisted.logger import Logger
 
-from xapi_migrate.domains.interfaces import DomainState, IDomainDriver
+from xapi_migrate.domains.interfaces import GONE, DomainState, IDomainDriver
 from xapi_migrate.errors import DomainError, HandleInvalid, InternalError, MigrateError
 from xapi_migrate.migration.host import TaskHandle
 from xapi_migrate.migration.journal import IJournal, IJournals, JournalFailed, Mark, data_of, marked
@@ -29,7 +29,7 @@ from xapi_migrate.sm.interfaces import IShowsImages
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack import suspend_image
-from xapi_migrate.toolstack.machines import ENDED, Machines
+from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.storage import Storage
 from xapi_migrate.toolstack.undertaking import attempt, uncancelled
@@ -202,10 +202,10 @@ class Suspending:
     async def _runs_on(self, plan: Plan) -> None:
         """Before COMMITTED: the VM runs, and nothing is left of the image. Repeatable."""
         try:
-            if await self._domains.state(plan.domain) not in ENDED:
+            if await self._domains.state(plan.domain) not in GONE:
                 await self._domains.resume(plan.domain)
         except DomainError:
-            if await self._domains.state(plan.domain) not in ENDED:
+            if await self._domains.state(plan.domain) not in GONE:
                 raise
         if plan.vm in self._records.refs("VM"):
             self._records.update("VM", plan.vm, suspend_VDI=NULL)
@@ -264,7 +264,7 @@ class Suspending:
             except MigrateError as failure:
                 self.log.warn("VM {vm} is resumed and does not run yet: {why}", vm=plan.vm, why=failure)
             state = await self._domains.state(plan.domain)
-        if state in ENDED:
+        if state in GONE:
             await self._machines.destroy_domain(plan.vm)
         else:
             self._machines.running(plan.vm, "Running" if state is DomainState.RUNNING else "Paused")
