@@ -99,6 +99,11 @@ def test_a_claim_ends_with_its_migration(world: TwoHosts, end: str) -> None:
         host.crash()
         world.run(1)
         host.start()
+        world.run(2)
+        early = world.migrate(world.source.new_vm(disks=1))
+        assert world.run(20, lambda: over(early))
+        assert early.status == "failure", "the first goes on, and its claim is forgotten"
+        assert first.cancel()
     assert world.run(60, lambda: over(first))
     world.run(5)
     stall(world, False)

@@ -246,10 +246,11 @@ def test_a_daemon_crashes_while_a_migration_waits_at_the_receiver(side: str) -> 
     crashed.start()
     assert world.run(60, lambda: all(map(over, tasks)))
     world.run(30, step=0.05)
-    assert [task.status for task in tasks] == ["failure", "failure"]
+    # The one whose turn it was goes on. A receiver keeps nothing of the one that waits.
+    moved = 2 if side == "source" else 1
+    assert [task.status for task in tasks] == ["success"] * moved + ["failure"] * (2 - moved)
     assert world.most_running == 2
-    assert len(world.source.running()) == 2
-    assert world.destination.left_behind() == []
+    assert (len(world.source.running()), len(world.destination.running())) == (2 - moved, moved)
     assert world.source.toolstack.busy == {}
     assert world.source.journals.all == {} == world.destination.journals.all
 
