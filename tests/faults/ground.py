@@ -38,7 +38,7 @@ SETTINGS = {
     "test_options": True,
 }
 SMALL = Guest(memory=32, disk=32, second_disk=4, filled=4)
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Ground:
