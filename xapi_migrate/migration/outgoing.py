@@ -40,6 +40,14 @@ class OutgoingDisk:
     offer: DiskOffer | None = None
     status: CopyStatus | None = None
 
+    def progress(self) -> tuple[int, int]:
+        """Bytes done, of all. Holes are not copied: what there is to do is known once the copy has begun."""
+        status = self.status
+        whole = (status.total if status else 0) or self.size
+        if status is None or status.state is CopyState.PENDING or status.copied < status.total:
+            return min(status.copied, whole) if status else 0, whole
+        return whole, whole
+
     @property
     def sr(self) -> ISR:
         """Looked up each time: after a restart it may not be attached yet. SrNotAttached."""
@@ -103,10 +111,8 @@ class Outgoing:
         after them take up."""
         done = total = 0
         for disk in self.disks:
-            done += min(disk.status.copied, disk.status.total) if disk.status else 0
-            total += max(disk.size, disk.status.total if disk.status else 0)
-            if disk.status and disk.status.same_disk:
-                done += disk.size
+            moved, whole = disk.progress()
+            done, total = done + moved, total + whole
         if self.domain:
             sent, whole = self.suspension.progress() if self.suspension else (0, 0)
             memory = max(whole, int(self.host.records.get("VM", self.vm)["memory_static_max"]))

@@ -67,7 +67,9 @@ class Mirror:
                 "job-id": JOB,
                 "device": device,
                 "target": target,
-                "sync": "full",
+                # Not "full": that first writes zeroes over the whole destination, which is fresh and reads as zeroes.
+                # The job does not tell how far it is with that, and so would be taken to stand still.
+                "sync": "top",
                 "auto-dismiss": False,
                 "on-target-error": "report",
                 "speed": self._timeouts.copy_speed,

@@ -56,7 +56,7 @@ class ImageMove:
                     "job-id": JOB,
                     "device": gate.nodes.gate,
                     "target": self._nodes.gate,
-                    "sync": "full",
+                    "sync": "top",  # the new image is fresh and reads as zeroes
                     "copy-mode": "write-blocking",
                     "auto-dismiss": False,
                     "on-target-error": "report",
