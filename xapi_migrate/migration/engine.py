@@ -19,6 +19,7 @@ from ..store.interfaces import NULL, Record
 from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
+from . import within_pool
 from .host import Host, TaskHandle
 from .incoming import Incoming, Plan
 from .interfaces import IOffers, IPeer, IReceiving, Outcome
@@ -97,6 +98,7 @@ class Engine:
         options: dict[str, str],
         task: TaskHandle,
         vif_to_network: dict[str, str] | None = None,
+        operation: str = "migrate_send",
     ) -> str:
         """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first;
         then it waits its turn.
@@ -114,7 +116,7 @@ class Engine:
         peer = host.peers(uris)
         migration = str(uuid4())
         story = host.story("sender", migration)
-        host.toolstack.begin_operation(vm, "migrate_send", task.ref)
+        host.toolstack.begin_operation(vm, operation, task.ref)
         turn = self._sends.join(lambda behind: tell_place(task, "to be sent", behind))
         try:
             await self._wait(turn, task, peer, story)
@@ -123,6 +125,8 @@ class Engine:
                 self._check_copy(vm, vdi_to_sr)
             disks = outgoing_disks(host, vm)
             copy_ref = f"OpaqueRef:{uuid4()}" if copying else ""
+            stays = copying or options.get("keep_source") == "true"
+            member = "" if stays else within_pool.proof(host.records, uris, vm)
             outgoing = Outgoing(
                 id=migration,
                 host=host,
@@ -137,7 +141,7 @@ class Engine:
                 power_state=record["power_state"],
                 domain=host.toolstack.domain_of(vm),
                 disks=disks,
-                document=document_of(host, vm, disks, vdi_to_sr, vif_to_network or {}, options, copy_ref),
+                document=document_of(host, vm, disks, vdi_to_sr, vif_to_network or {}, options, copy_ref, member),
                 options=options,
                 turn=turn,
                 copy_ref=copy_ref,
@@ -278,7 +282,7 @@ class Engine:
             return
         task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")
         outgoing = from_journal(self._host, journal, task, story)
-        if outgoing.vm in self._host.records.refs("VM"):
+        if self._is_ours(outgoing.vm, task.ref):
             self._host.toolstack.retake_operation(outgoing.vm, "migrate_send", task.ref)
         if before_memory(journal):
             outgoing.turn = self._sends.join()  # it had it before, and does not wait for it again
@@ -288,6 +292,13 @@ class Engine:
             lambda vm: self._host.tasks.succeed(task, vm), lambda failure: self._host.tasks.fail(task, failure.value)
         )
         sending.recover()
+
+    def _is_ours(self, vm: str, task: str) -> bool:
+        """Whether the VM is there, and not at another member that it has reached meanwhile."""
+        if not self._host.records.has("VM", vm):
+            return False
+        record = self._host.records.get("VM", vm)
+        return record["resident_on"] in (NULL, self._host.ref) or task in record["current_operations"]
 
     def _follow(self, outgoing: Outgoing) -> Sending:
         sending = self._outgoing[outgoing.id] = Sending(outgoing)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from twisted.internet import defer
 
 from ..domains.interfaces import IRestoration
-from ..sm.interfaces import ISR
+from ..sm.interfaces import ISR, SameDiskProof
 from .claims import DiskClaim
 from .host import Host, TaskHandle
 from .interfaces import DiskOffer, IIncomingMemory
@@ -46,6 +47,8 @@ class Plan:
     power_state: str
     leave_paused: bool
     disks: list[IncomingDisk]
+    in_pool: bool = False
+    """The sender is a member of this pool: the VM has a record here, which it keeps."""
 
     def to_json(self) -> dict[str, Any]:
         return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "offer")
@@ -77,6 +80,8 @@ class Incoming:
     plan: Plan | None = None
     memory: IIncomingMemory | None = None
     restoration: IRestoration | None = None
+    _proofs: dict[str, SameDiskProof] = attrs.Factory(dict)
+    _proving: defer.DeferredLock = attrs.Factory(defer.DeferredLock)
 
     def claim(self) -> None:
         """What the plan needs of this host is taken for it, until `Claims.release`."""
@@ -84,6 +89,16 @@ class Incoming:
         fresh = [DiskClaim(disk.sr_ref, disk.vdi_uuid, disk.size) for disk in self.plan.disks if not disk.found]
         memory = self.vm.memory if self.vm else int(self.host.records.get("VM", self.plan.vm)["memory_static_max"])
         self.host.claims.take(self.id, memory if self.plan.has_memory else 0, fresh)
+
+    async def proof_in(self, sr_ref: str) -> SameDiskProof:
+        """The nonce in the SR, for all of its disks that were found: a second one would take the first one's place."""
+        await self._proving.acquire()
+        try:
+            if sr_ref not in self._proofs:
+                self._proofs[sr_ref] = await self.host.toolstack.sr(sr_ref).same_disk_proof(self.id)
+            return self._proofs[sr_ref]
+        finally:
+            self._proving.release()
 
     def sr_of(self, disk: IncomingDisk) -> ISR:
         return self.host.toolstack.sr(disk.sr_ref)

@@ -17,6 +17,7 @@ from .metadata_xml import read_value
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 REF = re.compile(r"OpaqueRef:[0-9A-Za-z-]{1,64}")
 MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+PROOF = re.compile(r"[0-9a-f]{64}")
 HARDWARE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MOST_DISKS = 64
 MOST_NICS = 16
@@ -76,6 +77,7 @@ class IncomingVM:
     stream: str
     protocol: int
     leave_paused: bool
+    member: str
     fields: dict[str, Any]
     disks: tuple[IncomingDisk, ...]
     """In the order of GET disk/N: by userdevice, then a Suspended VM's image."""
@@ -112,6 +114,7 @@ def import_vm(document: bytes) -> IncomingVM:
         stream=_matching(about.get("stream"), HARDWARE_NAME, ""),
         protocol=_protocol(about.get("protocol")),
         leave_paused=about.get("leave_paused") is True,
+        member=_matching(about.get("member"), PROOF, ""),
         fields=_vm_fields(vm, memory),
         disks=_disks(vm, about, objects) + _suspend_image(vm, power_state, objects),
         nics=_nics(objects),

@@ -23,8 +23,9 @@ def document_of(
     vif_to_network: dict[str, str],
     options: dict[str, str],
     copy_ref: str,
+    member: str,
 ) -> bytes:
-    """The VM's metadata with the maps of VM.migrate."""
+    """The VM's metadata with the maps of VM.migrate. `member`: what shows that this host is of the receiver's pool."""
     capabilities = host.domains.capabilities()
     platform = host.records.get("VM", vm)["platform"]
     about = {
@@ -32,6 +33,7 @@ def document_of(
         "machine": platform.get("machine") or capabilities.machine,
         "cpu": platform.get("cpu") or capabilities.cpu,
         "leave_paused": options.get("leave_paused") == "true",
+        **({"member": member} if member else {}),
     }
     return export_vm(
         host.records, vm, [disk.vbd for disk in disks if disk.vbd], vdi_to_sr, vif_to_network, about, copy_ref
@@ -54,6 +56,7 @@ async def prepare(migration: Outgoing) -> None:
     """Put the metadata, get every disk's URL. Both may be repeated, so a receiver that is silent is asked again: its
     daemon may be starting."""
     migration.story.step(Step.PUT_METADATA, f"{len(migration.document)} bytes of metadata")
+    await migration.host.records.flush()  # a receiver of this pool looks for the VM in the database
     await _put_metadata(migration)
     for disk in migration.disks:
         first = disk.number == 0

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from ..errors import ImportError_, IncompatibleHost, MigrateError, NotEnoughMemory, SrFull, TargetDied, VdiNotInMap
+from ..errors import (
+    ImportError_,
+    IncompatibleHost,
+    MigrateError,
+    NotEnoughMemory,
+    SrFull,
+    SrNotAttached,
+    TargetDied,
+    VdiNotInMap,
+)
 from ..refusals import OtherVersion
 from ..sm.interfaces import ISR
 from ..steps import Step
 from ..store.interfaces import NULL
-from . import metadata_import
+from . import metadata_import, within_pool
 from .incoming import Incoming, IncomingDisk, Plan
 from .interfaces import PROTOCOL_VERSION, DiskOffer
 from .journal import Mark
@@ -21,8 +30,9 @@ async def prepare(migration: Incoming) -> None:
     """Step 2.1: every check before the first byte, then the plan into the journal, then the hidden VM and its VDIs."""
     assert migration.vm is not None
     migration.story.step(Step.PUT_METADATA, f"metadata of VM {migration.vm.uuid}, {migration.vm.power_state}")
-    await _check_host(migration)
-    plan = migration.plan = _plan(migration)
+    in_pool = await within_pool.recognise(migration)
+    await _check_host(migration, in_pool)
+    plan = migration.plan = _plan(migration, in_pool)
     migration.claim()
     _check_memory(migration)
     await _check_space(migration)
@@ -68,13 +78,14 @@ def _offered(migration: Incoming, disk: IncomingDisk) -> bool:
     return any(e.mark is Mark.OFFERED and e.data["disk"] == disk.number for e in migration.journal.entries)
 
 
-async def _check_host(migration: Incoming) -> None:
+async def _check_host(migration: Incoming, in_pool: bool) -> None:
     vm, host = migration.vm, migration.host
     assert vm is not None
-    for ref in host.records.find("VM", uuid=vm.uuid):
+    for ref in [] if in_pool else host.records.find("VM", uuid=vm.uuid):
         raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already ({ref})")
     for ref in host.records.refs("VM"):
-        if host.records.get("VM", ref).get("_incoming_uuid") == vm.uuid:
+        other = host.records.get("VM", ref)
+        if other.get("_incoming_uuid") == vm.uuid and other.get("_receiver", host.ref) == host.ref:
             raise ImportError_(f"the VM {vm.uuid} is being received on this host already")
     for nic in vm.nics:
         host.toolstack.check_network(_network(migration, nic))
@@ -118,12 +129,12 @@ def _check_memory(migration: Incoming) -> None:
         raise NotEnoughMemory(vm.memory, free)
 
 
-def _plan(migration: Incoming) -> Plan:
+def _plan(migration: Incoming, in_pool: bool) -> Plan:
     vm, records = migration.vm, migration.host.records
     assert vm is not None
     disks: list[IncomingDisk] = []
     for number, disk in enumerate(vm.disks):
-        sr_ref, found = _destination(migration, disk)
+        sr_ref, found = _destination(migration, disk, in_pool)
         migration.host.toolstack.sr(sr_ref)  # SrNotAttached, HandleInvalid
         disks.append(
             IncomingDisk(
@@ -142,24 +153,26 @@ def _plan(migration: Incoming) -> Plan:
         vm=_new_ref(),
         vm_uuid=str(uuid4()),
         domain=str(uuid4()),
-        final_ref="" if taken else vm.ref,
+        final_ref="" if taken and not in_pool else vm.ref,
         final_uuid=vm.uuid,
         name=vm.fields["name_label"],
         power_state=vm.power_state,
         leave_paused=vm.power_state == "Paused" or (vm.leave_paused and migration.host.config.test_options),
         disks=disks,
+        in_pool=in_pool,
     )
 
 
-def _destination(migration: Incoming, disk: metadata_import.IncomingDisk) -> tuple[str, bool]:
+def _destination(migration: Incoming, disk: metadata_import.IncomingDisk, in_pool: bool) -> tuple[str, bool]:
     """An explicit map wins, then the same disk, then the offer's SR, then, for a suspend image, where this host has
-    those. The SR's ref, and whether the VDI is there already."""
+    those. The SR's ref, and whether the VDI is there already. In a pool a VDI may have its record here, and its SR be
+    seen by other members only."""
     records = migration.host.records
     if disk.maps_to:
         return disk.maps_to, False
     for vdi in records.find("VDI", uuid=disk.vdi_uuid):
         sr = records.get("VDI", vdi)["SR"]
-        if records.get("SR", sr)["uuid"] == disk.sr_uuid:
+        if records.get("SR", sr)["uuid"] == disk.sr_uuid and not (in_pool and _unseen(migration, sr)):
             return sr, True
     if migration.sr != NULL:
         return migration.sr, False
@@ -171,6 +184,14 @@ def _destination(migration: Incoming, disk: metadata_import.IncomingDisk) -> tup
             if sr in records.refs("SR"):
                 return sr, False
     raise VdiNotInMap(disk.vdi_uuid)
+
+
+def _unseen(migration: Incoming, sr: str) -> bool:
+    try:
+        migration.host.toolstack.sr(sr)
+    except SrNotAttached:
+        return True
+    return False
 
 
 async def _check_space(migration: Incoming) -> None:
@@ -206,6 +227,7 @@ def _create_records(migration: Incoming) -> None:
         is_a_template=False,
         current_operations={task.ref: "import"} if task else {},
         _incoming_uuid=vm.uuid,
+        **{within_pool.OFFER: migration.digest},
         _migration=migration.id,
         _receiver=host.ref,
         **fields,
@@ -264,7 +286,7 @@ async def offer_disk(migration: Incoming, disk: IncomingDisk, address: str) -> D
     secure = "https" in config.schemes and not config.insecure_storage
     if disk.found:
         url = await sr.vdi_dummy_url(disk.vdi_uuid, disk.size, migration.id, address, secure)
-        proof = await sr.same_disk_proof(migration.id)
+        proof = await migration.proof_in(disk.sr_ref)
     else:
         url = await sr.vdi_get_url(disk.vdi_uuid, migration.id, address, secure)
     if not _offered(migration, disk):

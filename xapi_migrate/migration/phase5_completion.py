@@ -10,6 +10,7 @@ from ..errors import MigrateError, PeerSilent
 from ..steps import Step
 from ..store.interfaces import NULL
 from ..together import together
+from . import within_pool
 from .host import Host
 from .interfaces import Answer, IPeer, Outcome
 from .journal import IJournal
@@ -78,13 +79,15 @@ async def clean_up(migration: Outgoing) -> None:
         await attempt(migration.story, "destroy the domain", host.domains.destroy(migration.domain))
     migration.story.step(Step.VDI_DETACH, f"VDI.detach of {len(migration.disks)} disks")
     await together(*(_leave_disk(migration, disk) for disk in migration.disks))
-    if migration.keep_source:
+    if migration.keep_source and not within_pool.adopted(migration):
         host.toolstack.set_domain(migration.vm, "")
         left = "Suspended" if migration.power_state == "Suspended" else "Halted"
         host.records.update("VM", migration.vm, power_state=left, resident_on=NULL)
         for disk in migration.disks:
             if disk.vbd:
                 host.records.update("VBD", disk.vbd, currently_attached=False)
+    elif await within_pool.handed_over(migration):
+        within_pool.forget_sources(migration)
     else:
         _forget_records(migration)
     await host.records.flush()

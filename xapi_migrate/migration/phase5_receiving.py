@@ -9,6 +9,7 @@ from ..errors import DomainError, MigrateError
 from ..sm.interfaces import Purpose
 from ..steps import Step
 from ..together import together
+from . import within_pool
 from .incoming import Incoming, IncomingDisk, Plan
 from .phase2_receiving import HIDDEN
 from .undo import attempt
@@ -57,6 +58,10 @@ async def complete(migration: Incoming) -> None:
     if plan.has_memory:
         power_state = await _run(migration, plan, vm)
     migration.story.step(Step.POWER_STATE, f"VM {plan.final_uuid} is {power_state}")
+    if plan.in_pool and host.records.has("VM", plan.final_ref):
+        within_pool.adopt(migration, plan, vm, power_state)
+        await host.records.flush()
+        return
     final = plan.final_ref or vm
     if host.records.get("VM", vm)["uuid"] != plan.final_uuid:
         host.records.rekey("VM", vm, final, plan.final_uuid)

@@ -17,7 +17,7 @@ import attrs
 from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.pool import StaticPool
 
-from xapi_migrate.store.schema import COUNTERS, GENERATION, HORIZON, RECORDS, REMOVED, SEED, upgrade
+from xapi_migrate.store.schema import COUNTERS, GENERATION, HORIZON, MEMBERS, RECORDS, REMOVED, SECRETS, SEED, upgrade
 from xapi_migrate.xenapi.types import Type
 
 CHANNEL = "xapi_migrate"
@@ -108,12 +108,15 @@ class Commits:
         self._stored = stored
         self._engine = open_engine(url)
         self._count = 0
+        self.secret = ""
+        """The pool's; read by `load`."""
 
     def load(self) -> tuple[News, int]:
         """Everything, the database brought to this program's schema before; and its seed."""
         upgrade(self._engine)
         with self._reading() as connection:
             news = self._whole(connection, _counter(connection, GENERATION))
+            self.secret = str(connection.execute(select(SECRETS.c.value).where(SECRETS.c.name == MEMBERS)).scalar())
             return news, _counter(connection, SEED)
 
     def dispose(self) -> None:

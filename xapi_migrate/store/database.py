@@ -40,6 +40,7 @@ class Database:
         }
         self.generation = 0
         self.seed = 0
+        self.secret = ""
         self.learn: Callable[[News], None] = lambda news: None
         self.committed: Callable[[int, int], None] = lambda generation, local: None
         self.after_write: Callable[[], None] = lambda: None
@@ -66,7 +67,9 @@ class Database:
 
     def _load(self) -> tuple[News, int]:
         self._commits = Commits(self._url, self._stored)
-        return self._commits.load()
+        news = self._commits.load()
+        self.secret = self._commits.secret
+        return news
 
     def number(self, local: int) -> None:
         """The number of the latest change, of whatever kind."""

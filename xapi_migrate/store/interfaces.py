@@ -38,12 +38,16 @@ class IRecords(Interface):
     """The record store. Class names are the data model's ("VM", "SR", "task", ...)."""
 
     generation: int = Attribute("the number of the latest change")
+    member_secret: str = Attribute("what members of one pool know each other by; empty: there are no others")
 
     def create(cls: str, ref: str = "", **fields: Any) -> str:
         """A new record; defaults from the data model, uuid and ref made here unless given. Its ref."""
 
     def get(cls: str, ref: str) -> Record:
         """The complete record, not to be changed by the caller. HandleInvalid."""
+
+    def has(cls: str, ref: str) -> bool:
+        """Whether there is such a record."""
 
     def find(cls: str, **fields: Any) -> list[str]:
         """The refs of all records of the class with these field values, in order of creation."""

@@ -99,6 +99,11 @@ class Records:
             for prefix, kind in (("OpaqueRef:", "ref"), ("", "uuid"))
         )
 
+    @property
+    def member_secret(self) -> str:
+        """What the members of this pool know each other by; "" where there are no others."""
+        return self._database.secret if self.shared else ""
+
     def after_write(self, callback: Callable[[], None]) -> None:
         """Call back when something was committed."""
         self._database.after_write = callback

@@ -65,6 +65,15 @@ COUNTERS = Table(
     Column("name", String(64), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
+SECRETS = Table(
+    "secrets",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(255), nullable=False),
+)
+MEMBERS = "members"
+"""What the members of a pool know each other by: whoever reads the database is one of them."""
+
 GENERATION, HORIZON, SEED = "generation", "horizon", "seed"
 """generation: of the latest commit. horizon: removals up to here are forgotten. seed: from it the members of a pool
 make the same references for what belongs to all of them."""
@@ -85,7 +94,12 @@ def _generations(connection: Connection) -> None:
             connection.execute(insert(COUNTERS).values(name=name, value=value))
 
 
-UPGRADES: tuple[Callable[[Connection], None], ...] = (_first_tables, _generations)
+def _members(connection: Connection) -> None:
+    SECRETS.create(connection, checkfirst=True)
+    connection.execute(insert(SECRETS).values(name=MEMBERS, value=secrets.token_hex(32)))
+
+
+UPGRADES: tuple[Callable[[Connection], None], ...] = (_first_tables, _generations, _members)
 """UPGRADES[n] makes schema n+1 out of schema n. Only ever appended to."""
 
 

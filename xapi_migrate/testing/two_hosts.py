@@ -30,7 +30,7 @@ from ..xenapi.datamodel import shipped
 from .direct_peer import DirectPeer, Wire
 from .fake_domains import FakeDomains
 from .fake_hypervisor import FakeHypervisor
-from .fake_sm import FakeLuns, FakeSR
+from .fake_sm import FakeLuns, FakeSR, FakeStorage
 from .memory_journals import MemoryJournals
 
 TIMES = MigrationTimes(
@@ -46,6 +46,7 @@ class Unwritten:
     """In the place of the store's database: takes everything at once and keeps nothing."""
 
     generation = 0
+    secret = "of the simulation"
 
     def write(self, row: Row, local: int) -> None:
         pass
@@ -55,6 +56,9 @@ class Unwritten:
 
     def flush(self) -> defer.Deferred[None]:
         return defer.succeed(None)
+
+    def follow(self) -> defer.Deferred[bool]:
+        return defer.succeed(True)
 
     async def close(self) -> None:
         pass
@@ -170,13 +174,15 @@ class SimHost:
         luns: FakeLuns,
         options: Mapping[str, Any],
         driver: Callable[[FakeHypervisor], IDomainDriver] = FakeDomains,
+        records: Records | None = None,
     ) -> None:
-        """`clock` is a Clock, or the reactor for a `driver` that needs one. `peers` and `uris_of`, of direct peers
+        """`records`: those of the pool whose member it is. `clock` is a Clock, or the reactor for a `driver` that needs one. `peers` and `uris_of`, of direct peers
         unless replaced, are how this host reaches others and is reached."""
         self.name = name
         self.clock = clock
-        self.records = Records(shipped(), clock)
-        self.records._database = Unwritten()  # type: ignore[assignment]
+        self.records = records or Records(shipped(), clock)
+        if records is None:
+            self.records._database = Unwritten()  # type: ignore[assignment]
         self.ref = self.records.create("host", name_label=name)
         self.hypervisor = FakeHypervisor(clock, name, write=self._write)
         self.journals = MemoryJournals()
@@ -199,6 +205,11 @@ class SimHost:
         ref = self.records.create("SR", uuid=sr.uuid, name_label=f"{self.name} sr")
         self.srs[ref] = sr
         return ref
+
+    def see(self, sr: str, storage: FakeStorage) -> None:
+        """This host sees another member's SR too."""
+        self.srs[sr] = FakeSR(self.clock, self.luns, storage)
+        started(self.srs[sr].attach())
 
     def start(self) -> None:
         """A daemon begins, and takes up what the one before has left."""
@@ -267,7 +278,7 @@ class SimHost:
         if running:
             domain = str(uuid4())
             started(self.domains.start(self.toolstack.spec_of(vm, domain, attachments)))
-            self.records.update("VM", vm, power_state=power_state, _domain=domain)
+            self.records.update("VM", vm, power_state=power_state, _domain=domain, resident_on=self.ref)
         if power_state == "Paused":
             started(self.domains.pause(domain))
         if power_state == "Suspended":
@@ -295,15 +306,22 @@ class SimHost:
 
 
 class TwoHosts:
-    """A source, a destination, and the wire between them."""
+    """A source, a destination, and the wire between them. `one_pool`: both have the same records, and the destination
+    sees the source's SR if `shared`."""
 
-    def __init__(self, clock: Clock, **options: Any) -> None:
+    def __init__(self, clock: Clock, one_pool: bool = False, shared: bool = True, **options: Any) -> None:
         self.clock = clock
         self.wire = Wire(clock)
         luns = FakeLuns()
         settings = {"times": TIMES, "insecure_storage": True, "test_options": True, **options}
         self.source = SimHost("source", clock, luns, settings)
-        self.destination = SimHost("destination", clock, luns, settings)
+        self.destination = SimHost(
+            "destination", clock, luns, settings, records=self.source.records if one_pool else None
+        )
+        if one_pool:
+            self.source.records.shared = True
+        if one_pool and shared:
+            self.destination.see(self.source.sr, self.source.srs[self.source.sr].storage)
         self.source.peers = self._peer
         for host in (self.source, self.destination):
             host.start()
