@@ -21,11 +21,8 @@ _MOVING = ("Running", "Paused", "Suspended", "Halted")
 
 
 class AllowedOperations:
-    """`host` is this host's ref."""
-
-    def __init__(self, records: Records, host: str) -> None:
+    def __init__(self, records: Records) -> None:
         self._records = records
-        self._host = host
         self._seen: dict[str, tuple[object, ...]] = {}
         """What of each VM, VBD and PBD others depend on: most changes are of something else."""
         self._rules: dict[str, Callable[[str, Record], list[str]]] = {
@@ -40,6 +37,8 @@ class AllowedOperations:
 
     def _note(self, change: Change) -> None:
         record = change.record
+        if change.foreign:
+            return  # another member has kept it true
         if record is None:
             self._seen.pop(change.ref, None)
             return
@@ -89,7 +88,7 @@ class AllowedOperations:
         return ["evacuate", "vm_migrate", "vm_start"] if record["enabled"] else ["enable", "evacuate", "vm_migrate"]
 
     def _of_sr(self, ref: str, record: Record) -> list[str]:
-        if not self._records.find("PBD", SR=ref, host=self._host, currently_attached=True):
+        if not self._records.find("PBD", SR=ref, currently_attached=True):
             return ["plug", "forget"]
         features: set[str] = set()
         for sm in self._records.find("SM", type=record["type"]):
@@ -100,7 +99,7 @@ class AllowedOperations:
         return allowed
 
     def _of_vdi(self, ref: str, record: Record) -> list[str]:
-        if not self._records.find("PBD", SR=record["SR"], host=self._host, currently_attached=True):
+        if not self._records.find("PBD", SR=record["SR"], currently_attached=True):
             return []
         if not self._in_use(ref):
             allowed = ["destroy"]

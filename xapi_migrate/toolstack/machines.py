@@ -54,10 +54,15 @@ class Machines:
         self._consoles.mkdir(parents=True, exist_ok=True)
         for vm in self._records.refs("VM"):
             current = self._records.get("VM", vm)["current_operations"]
-            left = {task: operation for task, operation in current.items() if operation in MIGRATING}
+            left = {t: operation for t, operation in current.items() if operation in MIGRATING or self._elsewhere(t)}
             self._records.update("VM", vm, current_operations=left)
         self._operations.freed = self._look_again
         self._domains.watch(self._domain_changed)
+
+    def _elsewhere(self, task: str) -> bool:
+        """Whether another member works on it."""
+        known = self._records.get("task", task) if self._records.has("task", task) else None
+        return known is not None and known["resident_on"] not in (self._host, NULL)
 
     async def close(self) -> None:
         """Stop looking after domains; they live on."""
@@ -79,7 +84,7 @@ class Machines:
 
     def set_domain(self, vm: str, domain: str) -> None:
         """The VM's domain is this one; "": none."""
-        self._records.update("VM", vm, _domain=domain)
+        self._records.update("VM", vm, _domain=domain, _domain_host=self._host if domain else "")
 
     def spec_of(self, vm: str, domain: str, attachments: Mapping[str, Attachment]) -> DomainSpec:
         """The virtual hardware of the VM, its disks attached so (VBD ref -> attachment). A VM that is being received
@@ -201,7 +206,7 @@ class Machines:
         if domain:
             await self._domains.destroy(domain)
         await self.release_disks(vm)
-        self._records.update("VM", vm, _domain="", resident_on=NULL, domid=-1)
+        self._records.update("VM", vm, _domain="", _domain_host="", resident_on=NULL, domid=-1)
 
     async def pause(self, vm: str) -> None:
         await self._domains.pause(self.domain_of(vm))
@@ -239,6 +244,8 @@ class Machines:
         if record is None or record["current_operations"]:
             return
         domain = self.domain_of(vm)
+        if record["resident_on"] not in (self._host, NULL) or record.get("_domain_host") not in (None, "", self._host):
+            return
         if not domain:
             if record["power_state"] in ("Running", "Paused") and record["resident_on"] in (self._host, NULL):
                 await self.destroy_domain(vm)

@@ -45,7 +45,7 @@ class Operations:
         self._end()
 
     def _note(self, change: Change) -> None:
-        if change.cls == "VM" and change.record is not None:
+        if change.cls == "VM" and change.record is not None and not change.foreign:
             try:
                 self._refresh(change.ref, self._records.get("VM", change.ref))
             except HandleInvalid:

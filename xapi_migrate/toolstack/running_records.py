@@ -31,7 +31,7 @@ class RunningRecords:
         self._end()
 
     def _note(self, change: Change) -> None:
-        if change.cls != "VM":
+        if change.cls != "VM" or change.foreign:
             return
         if change.record is None:
             self._sweep()
@@ -42,14 +42,19 @@ class RunningRecords:
             pass  # destroyed since
 
     def _refresh(self, vm: str, record: Record) -> None:
+        if record["resident_on"] not in (self._host, NULL):
+            return
         running = record["power_state"] in RUNNING and record["resident_on"] == self._host
-        if running and not record["consoles"]:
-            # the console's text is in a file; clients want a location that is a URL
-            location = f"https://{self._address}/console?uuid={record['uuid']}"
-            self._records.create("console", protocol="vt100", location=location, VM=vm)
-        elif not running:
-            for console in record["consoles"]:
+        # the console's text is in a file; clients want a location that is a URL
+        location = f"https://{self._address}/console?uuid={record['uuid']}"
+        there = False
+        for console in record["consoles"]:
+            if running and self._records.get("console", console)["location"] == location:
+                there = True
+            else:
                 self._records.destroy("console", console)
+        if running and not there:
+            self._records.create("console", protocol="vt100", location=location, VM=vm)
         for vif in record["VIFs"]:
             if self._records.get("VIF", vif)["currently_attached"] != running:
                 self._records.update("VIF", vif, currently_attached=running)

@@ -102,10 +102,13 @@ async def prepare_host(
     return host
 
 
-def _ensure(records: Records, cls: str, found: list[str], **fields: Any) -> str:
+def _ensure(records: Records, cls: str, found: list[str], pool_wide: str = "", **fields: Any) -> str:
+    """`pool_wide` names what there is once in a pool, so that members that start together make the same object."""
     if found:
         records.update(cls, found[0], **fields)
         return found[0]
+    if pool_wide:
+        fields["ref"], fields["uuid"] = records.pool_wide(pool_wide)
     return records.create(cls, **fields)
 
 
@@ -128,20 +131,31 @@ def _host(records: Records, machine: Machine, address: str, name: str, profile: 
 
 def _pool(records: Records, host: str, machine: Machine, profile: Profile) -> None:
     cpu = {name: machine.cpu[name] for name in ("cpu_count", "socket_count", "vendor", "features_hvm", "features_pv")}
-    _ensure(records, "pool", records.refs("pool"), master=host, restrictions=profile.restrictions(), cpu_info=cpu)
+    found = records.refs("pool")
+    master = records.get("pool", found[0])["master"] if found else host
+    if not records.shared or not records.has("host", master):
+        master = host
+    _ensure(records, "pool", found, "pool", master=master, restrictions=profile.restrictions(), cpu_info=cpu)
 
 
 def _roles(records: Records) -> None:
     """Everybody who may log in may do everything; clients want to see the roles that servers have all the same."""
     for name, description in _ROLES.items():
-        _ensure(records, "role", records.find("role", name_label=name), name_label=name, name_description=description)
+        _ensure(
+            records,
+            "role",
+            records.find("role", name_label=name),
+            f"role {name}",
+            name_label=name,
+            name_description=description,
+        )
 
 
 def _network(records: Records, host: str, address: str, interface: HostInterface) -> None:
     """The network of this host's own address. VMs may be on it where that address is a bridge's."""
     found = records.find("network", _default=True)
     network = _ensure(
-        records, "network", found, _default=True, bridge=interface.bridge,
+        records, "network", found, "network", _default=True, bridge=interface.bridge,
         MTU=interface.mtu if interface.bridge else 1500, **({} if found else {"name_label": "Pool-wide network"}),
     )  # fmt: skip
     pifs = [ref for ref in records.find("PIF", host=host) if records.get("PIF", ref)["management"]]
@@ -155,12 +169,12 @@ def _network(records: Records, host: str, address: str, interface: HostInterface
 def _backends(records: Records, drivers: Mapping[str, ISMDriver]) -> None:
     """One SM record for each storage backend that is installed; those that are gone lose theirs."""
     for ref in records.refs("SM"):
-        if records.get("SM", ref)["type"] not in drivers:
+        if records.get("SM", ref)["type"] not in drivers and len(records.refs("host")) < 2:
             records.destroy("SM", ref)
     for name, driver in drivers.items():
         features = sorted(driver.features | _OF_MIGRATION)
         _ensure(
-            records, "SM", records.find("SM", type=name), type=name, name_label=name, vendor=driver.vendor,
+            records, "SM", records.find("SM", type=name), f"SM {name}", type=name, name_label=name, vendor=driver.vendor,
             name_description=driver.description, version=driver.version, required_api_version="2.0",
             capabilities=features, features=dict.fromkeys(features, 1),
             supported_image_formats=list(driver.formats),

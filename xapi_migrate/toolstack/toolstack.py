@@ -123,7 +123,7 @@ def make_toolstack(
         MachineCalls(records, machines, suspending, operations, clock, host),
         DeviceCalls(records, operations),
     )
-    allowed = AllowedOperations(records, host)
+    allowed = AllowedOperations(records)
     return Toolstack(storage, networks, machines, suspending, operations, running, allowed)
 
 

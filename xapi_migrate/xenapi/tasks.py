@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from xapi_migrate.errors import HandleInvalid, InternalError, MigrateError, OperationNotAllowed, TaskCancelled
 from xapi_migrate.refusals import MigrationNotBegun
-from xapi_migrate.store.interfaces import NULL, IRecords
+from xapi_migrate.store.interfaces import NULL, IRecords, Record
 from xapi_migrate.xenapi import wire
 
 KEPT = timedelta(minutes=65)
@@ -167,12 +167,16 @@ class Tasks:
         """Once at start, after all work of an earlier daemon was taken up: the others have nobody who works on them."""
         for ref in self._records.find("task", status=PENDING):
             record = self._records.get("task", ref)
-            if ref in self._live or record.get("_by_client"):
+            if ref in self._live or record.get("_by_client") or not self._mine(record):
                 continue
             waited = "waiting" in record["other_config"]
             self._of(ref).fail(
                 MigrationNotBegun() if waited else InternalError("The daemon ended while this task was under way.")
             )
+
+    def _mine(self, record: Record) -> bool:
+        """Not another member's."""
+        return record["resident_on"] in (self._host(), NULL)
 
     def discard(self, ref: str) -> None:
         """task.destroy: at once, or when it is over."""
@@ -187,7 +191,7 @@ class Tasks:
         finished = [
             (self._records.get("task", ref)["finished"], ref)
             for ref in self._records.refs("task")
-            if self._records.get("task", ref)["status"] != PENDING
+            if self._records.get("task", ref)["status"] != PENDING and self._mine(self._records.get("task", ref))
         ]
         finished.sort()
         limit = self.now() - KEPT
