@@ -53,8 +53,14 @@ class Config:
     upstream: str = ""
     # PEM file of the authorities that vouch for an upstream without a fingerprint; empty: the system's.
     upstream_authorities: str = ""
-    # SQLAlchemy URL of the records; empty: an SQLite file in state_dir.
+    # SQLAlchemy URL of the records; empty: an SQLite file in state_dir, and the host is alone. sqlite:////PATH for the
+    # hosts of one machine, postgresql://USER@HOST/NAME for many.
     database: str = ""
+    # Hosts with the same database are one pool. So often, in seconds, a member looks into it, and tells the others that
+    # it is alive; they also tell each other when they have written something.
+    member_interval: float = 2.0
+    # A member that has not answered for so many seconds is taken for dead by the others.
+    member_lost: float = 15.0
     # File of user names and password hashes; empty: state_dir/users.
     users: str = ""
     # Hypervisor; qemu is the only one so far.

@@ -24,6 +24,12 @@ from .migration.host import Host
 from .migration.interfaces import IPeer
 from .migration.journal import FileJournals
 from .migration.stops import FOLDER, Stops, nowhere
+from .pool.member_resource import MemberResource
+from .pool.members import Members
+from .pool.pool import Pool
+from .pool.routing import Routing
+from .pool.wire import PATH as MEMBER_PATH
+from .pool.wire import Address
 from .processes.in_thread import in_thread
 from .sm.discovery import discover
 from .sm.interfaces import ISR, ISMDriver, SRConfig
@@ -32,6 +38,7 @@ from .sm.services import SMServices
 from .sm.timeouts import SMTimeouts
 from .store.records import Records
 from .toolstack.bridges import LinuxBridges
+from .toolstack.placement import Placement
 from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
@@ -101,6 +108,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     endpoints = [tls.server_endpoint(reactor, one, identity) for one in config.listen]
 
     records = Records(data_model(), reactor, config.database or f"sqlite:///{state_dir / 'records.db'}")
+    records.shared = bool(config.database)
     daemon.closes(records.close)
     await records.open()
 
@@ -136,7 +144,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     server.dispatcher.register(
         MigrationCalls(records, engine) if beside is None else UpstreamMigrationCalls(beside.client)
     )
-    motion = register_migration_calls(server, engine, about, toolstack, FileJournals(state_dir / "motions"), services)
+    pool, members = _pool(config, reactor, server, toolstack, about, engine)
+    motions = FileJournals(state_dir / "motions")
+    motion = register_migration_calls(server, engine, about, toolstack, motions, services, pool.offer)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
     server.tasks.fail_orphans()
@@ -158,6 +168,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         if hasattr(address, "port"):
             daemon.bound.append(offer.Listener(tls.scheme(description), address.host, address.port))
         log.info("listening: {description}", description=description)
+    if records.shared:
+        daemon.closes(members.stop)
+        members.start(_member_address(daemon, config, about.name, identity.fingerprint()))
     if config.api_socket:
         path = state_dir / config.api_socket
         port = await listen_locally(reactor, path, config.api_socket_mode, served(None))
@@ -170,6 +183,29 @@ def _server(records: Records, passwords: PasswordFile, reactor: Any, host: str, 
     if beside is None:
         return make_server(records, [passwords], reactor, lambda: host)
     return make_server(records, [], reactor, sessions=beside.sessions, elsewhere=beside.elsewhere)
+
+
+def _pool(
+    config: Config, reactor: Any, server: XenAPIServer, toolstack: Toolstack, about: Host, engine: Engine
+) -> tuple[Pool, Members]:
+    """With a database of its own a host is alone, and nothing of this is used."""
+    records = server.records
+    members = Members(records, reactor, about.ref, config.member_interval, config.member_lost)
+    placement = Placement(records, about.ref, toolstack.networks, about.claims.memory)
+    routing = Routing(records, about.ref, placement)
+    pool = Pool(records, reactor, server.dispatcher, members, routing, engine.receive)
+    if records.shared:
+        server.dispatcher.pool = pool
+        server.api.putChild(MEMBER_PATH, MemberResource(records.member_secret, pool.answers()))
+    return pool, members
+
+
+def _member_address(daemon: Daemon, config: Config, name: str, fingerprint: str) -> Address | None:
+    for listener in offer.listeners(daemon.bound, config.addresses, name):
+        if listener.scheme == "https":
+            return Address(listener.address, listener.port, fingerprint)
+    log.warn("Other members of the pool cannot reach this host: it listens on no tls endpoint.")
+    return None
 
 
 def _host(

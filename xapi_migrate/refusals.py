@@ -329,3 +329,13 @@ class SrOperationNotSupported(MigrateError):
     status = 409
     sr: str
     operation: str
+
+
+@catalogue
+class HostOffline(MigrateError):
+    """The host {host} does not answer, so what is on it cannot be reached."""
+
+    code = "HOST_OFFLINE"
+    parameters = ("host",)
+    status = 409
+    host: str

@@ -1,5 +1,5 @@
-"""The rule within a pool, by the same enumeration as between pools: sender and receiver have the same records, the disks
-are shared, or copied to the receiver's SR."""
+"""The rule within a pool, by the same enumeration as between pools: sender and receiver have the same records, the
+disks are shared, or copied to the receiver's SR."""
 
 from __future__ import annotations
 

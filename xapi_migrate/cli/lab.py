@@ -10,7 +10,7 @@ import click
 
 from ..lab.lab import DESCRIPTION, Lab
 from ..lab.provisioning import Guest
-from .failures import ExitCode, Refused
+from .failures import ExitCode
 from .interruption import Interrupted, interruptible
 
 LINUX_MEMORY = 128
@@ -26,7 +26,8 @@ LINUX_MEMORY = 128
     help="New or empty directory, or that of an earlier lab, which is then begun anew.",
 )
 @click.option("--hosts", type=click.IntRange(1, 16), default=2, show_default=True, help="How many hosts.")
-@click.option("--one-pool", is_flag=True, help="All hosts in one pool, with a shared SR (not possible yet).")
+@click.option("--one-pool", is_flag=True, help="All hosts in one pool, with a shared SR that has the guest's disks.")
+@click.option("--database", default="", help="URL of the pool's database, new or empty [an SQLite file in DIR].")
 @click.option(
     "--guest",
     "kind",
@@ -39,23 +40,22 @@ LINUX_MEMORY = 128
 @click.option("--guest-disk", type=click.IntRange(32), default=128, show_default=True, help="MiB of its first disk.")
 @click.option("--json", "as_json", is_flag=True, help="Print what lab.json says once everything runs.")
 def lab(
-    folder: Path, hosts: int, one_pool: bool, kind: str, guest_memory: int | None, guest_disk: int, as_json: bool
+    folder: Path, hosts: int, one_pool: bool, database: str, kind: str, guest_memory: int | None, guest_disk: int,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Start hosts on loopback, each its own daemon with two SRs (local-raw, local-qcow2), and a small running guest.
 
     DIR/lab.json says how to reach them. The lab runs until SIGINT or SIGTERM and then ends all that it and
     its daemons started. The directory stays, with the hosts' logs, consoles and disks.
     """
-    if one_pool:
-        raise Refused(
-            "Hosts that form one pool need one database for all of them, which this version does not have yet."
-        )
+    if database and not one_pool:
+        raise click.UsageError("--database is of a pool: it goes with --one-pool.")
     guest_memory = guest_memory or (160 if kind == "linux" else 64)
     if kind == "linux" and guest_memory < LINUX_MEMORY:
         raise click.UsageError(f"The Linux guest needs --guest-memory {LINUX_MEMORY} or more.")
     guest = Guest(kind=kind, memory=guest_memory, disk=guest_disk)
     try:
-        with interruptible(), Lab(folder, hosts, guest) as running:
+        with interruptible(), Lab(folder, hosts, guest, one_pool=one_pool, database=database) as running:
             click.echo(json.dumps(running.description(), indent=2) if as_json else _summary(running))
             while True:
                 signal.pause()

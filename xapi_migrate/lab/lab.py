@@ -16,24 +16,30 @@ from ..processes import remains
 from ..processes.child import ProcessName, boot_id, start_time
 from .console import wait_for_counters
 from .host import USER, LabHost
-from .provisioning import Guest, create_sr, start_guest
+from .provisioning import Guest, create_sr, join_sr, start_guest
 
 DESCRIPTION = "lab.json"
 SRS = {"local-raw": "raw", "local-qcow2": "qcow2"}
 """SR label -> image format, on each host."""
+SHARED = {"shared": "raw", "shared-qcow2": "qcow2"}
+"""The same of the SRs that all hosts of one pool see."""
 
 
 class Lab:
     """`with Lab(folder) as lab:` starts everything and in the end leaves no process and no mount behind; the
     folder stays. Everything here blocks.
 
-    `guest` None: no guest. `settings` are attributes of Config and MigrationTimes, for all hosts.
+    `guest` None: no guest. `one_pool`: the hosts have one database, `database` (a URL) or an SQLite file, and SRs that
+    all of them see. `settings` are attributes of Config and MigrationTimes, for all hosts.
     """
 
     def __init__(
-        self, folder: Path, hosts: int = 2, guest: Guest | None = None, settings: Mapping[str, Any] | None = None
-    ) -> None:
+        self, folder: Path, hosts: int = 2, guest: Guest | None = None, settings: Mapping[str, Any] | None = None,
+        one_pool: bool = False, database: str = "",
+    ) -> None:  # fmt: skip
         self.folder = folder.absolute()
+        self.one_pool = one_pool
+        self._database = database or f"sqlite:///{self.folder / 'pool.db'}"
         self.guest = guest
         self.vms: list[dict[str, str]] = []
         self._settings = settings or {}
@@ -60,7 +66,7 @@ class Lab:
     def start(self) -> None:
         """Hosts, SRs, guest, description. Refused if something does not come up."""
         for host in self.hosts:
-            host.configure(self._settings)
+            host.configure({**self._settings, **({"database": self._database} if self.one_pool else {})})
             host.start()
         self.write()
         for host in self.hosts:
@@ -87,6 +93,8 @@ class Lab:
 
     def sr_location(self, host: LabHost, label: str) -> Path:
         """Where the images of one of the host's SRs are."""
+        if label in SHARED:
+            return self.folder / "srs" / label
         return self.folder / "srs" / host.name / label
 
     def description(self) -> dict[str, Any]:
@@ -120,6 +128,7 @@ class Lab:
         """Take the folder: a new or empty one, or that of an earlier lab, whose remains are ended and removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         ours = [self.folder / "srs", *self.folder.glob("host[0-9]*"), *self.folder.glob(f"{DESCRIPTION}*")]
+        ours += self.folder.glob("pool.db*")
         strangers = set(self.folder.iterdir()) - set(ours)
         if strangers:
             raise Refused(f"{self.folder} holds other things ({min(strangers).name}): name a new or empty directory.")
@@ -151,15 +160,29 @@ class Lab:
     def _equip(self, host: LabHost) -> None:
         with host.server.session() as session:
             api = session.xenapi
-            api.host.set_name_label(api.host.get_all()[0], host.name)
+            api.host.set_name_label(api.session.get_this_host(session.handle), host.name)
             for label, format in SRS.items():
                 sr = create_sr(session, label, self.sr_location(host, label), format)
                 host.srs[label] = api.SR.get_uuid(sr)
-                if len(host.srs) == 1:
+                if len(host.srs) == 1 and not self.one_pool:
                     api.pool.set_default_SR(api.pool.get_all()[0], sr)
+            for label, format in SHARED.items() if self.one_pool else ():
+                self._share(session, host, label, format)
+
+    def _share(self, session: Any, host: LabHost, label: str, format: str) -> None:
+        first = self.hosts[0]
+        location = self.sr_location(host, label)
+        if host is first:
+            sr = create_sr(session, label, location, format, shared=True)
+            host.srs[label] = session.xenapi.SR.get_uuid(sr)
+            if label == "shared":
+                session.xenapi.pool.set_default_SR(session.xenapi.pool.get_all()[0], sr)
+        else:
+            host.srs[label] = first.srs[label]
+            join_sr(session, first.srs[label], location, format)
 
     def _start_guest(self, host: LabHost, guest: Guest) -> None:
-        label = "local-raw"
+        label = "shared" if self.one_pool else "local-raw"
         with host.server.session() as session:
             sr = session.xenapi.SR.get_by_uuid(host.srs[label])
             _, uuid = start_guest(session, sr, self.sr_location(host, label), guest)

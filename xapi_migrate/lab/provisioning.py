@@ -32,15 +32,25 @@ class Guest:
     ticker: Ticker = Ticker()
 
 
-def create_sr(session: Any, label: str, location: Path, format: str) -> str:
-    """A local SR of image files in a new folder, attached to the session's host. Its ref."""
+def create_sr(session: Any, label: str, location: Path, format: str, shared: bool = False) -> str:
+    """An SR of image files in a new folder, attached to the session's host. Its ref."""
     location.mkdir(parents=True, exist_ok=True)
-    host = session.xenapi.host.get_all()[0]
+    host = session.xenapi.session.get_this_host(session.handle)
     sr: str = session.xenapi.SR.create(
         host, {"location": str(location), "format": format}, "0", label, f"{format} images in {location}", "file",
-        "user", False, {},
+        "user", shared, {},
     )  # fmt: skip
     return sr
+
+
+def join_sr(session: Any, uuid: str, location: Path, format: str) -> None:
+    """Attach another member's SR to the session's host too."""
+    api = session.xenapi
+    pbd = api.PBD.create({
+        "host": api.session.get_this_host(session.handle), "SR": api.SR.get_by_uuid(uuid),
+        "device_config": {"location": str(location), "format": format},
+    })  # fmt: skip
+    api.PBD.plug(pbd)
 
 
 def create_vdi(session: Any, sr: str, label: str, size: int) -> str:

@@ -58,16 +58,19 @@ async def recognise(migration: Incoming) -> bool:
 
 
 def adopt(migration: Incoming, plan: Plan, hidden: str, power_state: str) -> None:
-    """Step 5.2: the moved VM's record takes the place of the hidden one. All at once, so that the database has either."""
+    """Step 5.2: the moved VM's record takes the hidden one's place. At once, so that the database has either."""
     records, toolstack, vm = migration.host.records, migration.host.toolstack, plan.final_ref
     here = power_state in ("Running", "Paused")
     vbds = {records.get("VBD", ref)["userdevice"]: ref for ref in records.get("VM", vm)["VBDs"]}
     for disk in plan.disks:
+        if not disk.found:
+            records.update("VDI", disk.vdi, _migration="")
+        if not disk.vbd:
+            records.update("VM", vm, suspend_VDI=disk.vdi)
+            continue
         own = vbds.get(records.get("VBD", disk.vbd)["userdevice"])
         if own:
             records.update("VBD", own, VDI=disk.vdi, currently_attached=here)
-        if not disk.found:
-            records.update("VDI", disk.vdi, _migration="")
         records.destroy("VBD", disk.vbd)
     vifs = {records.get("VIF", ref)["device"]: ref for ref in records.get("VM", vm)["VIFs"]}
     for ref in list(records.get("VM", hidden)["VIFs"]):

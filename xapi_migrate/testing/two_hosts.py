@@ -176,8 +176,8 @@ class SimHost:
         driver: Callable[[FakeHypervisor], IDomainDriver] = FakeDomains,
         records: Records | None = None,
     ) -> None:
-        """`records`: those of the pool whose member it is. `clock` is a Clock, or the reactor for a `driver` that needs one. `peers` and `uris_of`, of direct peers
-        unless replaced, are how this host reaches others and is reached."""
+        """`records`: those of the pool whose member it is. `clock` is a Clock, or the reactor for a `driver` that needs
+        one. `peers` and `uris_of`, of direct peers unless replaced, are how this host reaches others and is reached."""
         self.name = name
         self.clock = clock
         self.records = records or Records(shipped(), clock)

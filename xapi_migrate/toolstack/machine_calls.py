@@ -61,6 +61,11 @@ class MachineCalls:
         with self._operations.operation(vm, "start", call.task.ref):
             await self._machines.start(vm, start_paused)
 
+    async def VM_start_on(self, call: CallContext, vm: str, host: str, start_paused: bool, force: bool) -> None:
+        if host != self._host:
+            raise HandleInvalid("host", host)
+        await self.VM_start(call, vm, start_paused, force)
+
     async def VM_clean_shutdown(self, call: CallContext, vm: str) -> None:
         self._operations.require(vm, "Running")
         with self._operations.operation(vm, "clean_shutdown", call.task.ref):

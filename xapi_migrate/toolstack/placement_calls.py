@@ -3,83 +3,81 @@ host.evacuate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from xapi_migrate.errors import MigrateError, NotEnoughMemory, OperationNotAllowed
-from xapi_migrate.refusals import HostDisabled, NoHostsAvailable, NotEnoughCpus, VmRequiresNetwork, VmRequiresSr
+from xapi_migrate.errors import OperationNotAllowed
+from xapi_migrate.migration.engine import Engine
+from xapi_migrate.migration.host import TaskHandle
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
-from xapi_migrate.toolstack.networks import Networks
-from xapi_migrate.toolstack.sender_checks import SenderChecks
+from xapi_migrate.toolstack.evacuation import Evacuation
+from xapi_migrate.toolstack.placement import Placement
+from xapi_migrate.toolstack.send_calls import announce
+from xapi_migrate.toolstack.sender_checks import MOVABLE, SenderChecks
 from xapi_migrate.xenapi.calls import CallContext
+from xapi_migrate.xenapi.tasks import Tasks
+
+MOVED = tuple(state for state in MOVABLE if state != "Halted")
+"""Power states in which a VM is on a host, and may go to another one of the pool."""
+
+AskOffer = Callable[[str, str], Awaitable[list[str]]]
+"""(host, user) -> the URIs of an offer that this member of the pool makes. HostOffline."""
 
 
 class PlacementCalls:
-    """Of a pool of one host: `host` is its ref, `free_memory` is in bytes."""
+    """`host` is this host's ref; `offer` asks another member."""
 
     def __init__(
-        self, records: Records, host: str, checks: SenderChecks, networks: Networks, free_memory: Callable[[], int]
-    ) -> None:
+        self, records: Records, host: str, checks: SenderChecks, placement: Placement, engine: Engine, tasks: Tasks,
+        offer: AskOffer,
+    ) -> None:  # fmt: skip
         self._records = records
-        self._networks = networks
         self._host = host
         self._checks = checks
-        self._free_memory = free_memory
+        self._placement = placement
+        self._engine = engine
+        self._offer = offer
+        self._evacuation = Evacuation(records, host, placement, self.check_move, self.move, tasks)
 
     def VM_assert_can_boot_here(self, call: CallContext, self_: str, host: str) -> None:
-        """In xapi's order: the host, its networks, memory and processors, storage."""
-        record = self._records.get("VM", self_)
-        if not self._records.get("host", host)["enabled"]:
-            raise HostDisabled(host)
-        for vif in record["VIFs"]:
-            network = self._records.get("VIF", vif)["network"]
-            pifs = self._records.get("network", network)["PIFs"] if network != NULL else []
-            # a network without any interface is internal, and everywhere
-            elsewhere = pifs and not any(self._records.get("PIF", pif)["host"] == host for pif in pifs)
-            if elsewhere or not self._networks.attachable(network):
-                raise VmRequiresNetwork(self_, network)
-        if record["resident_on"] != host or record["power_state"] == "Halted":
-            free = self._free_memory()
-            if record["memory_static_max"] > free:
-                raise NotEnoughMemory(record["memory_static_max"], free)
-        cpus = int(self._records.get("host", host)["cpu_info"].get("cpu_count", "1"))
-        if record["VCPUs_max"] > cpus and record["platform"].get("vcpu-unrestricted") not in ("true", "1"):
-            raise NotEnoughCpus(record["VCPUs_max"], cpus)
-        for _, vdi in self._checks.disks(self_):
-            sr = self._records.get("VDI", vdi)["SR"]
-            if not self._records.find("PBD", SR=sr, host=host, currently_attached=True):
-                raise VmRequiresSr(self_, sr)
+        self._placement.check(self_, host)
 
     def VM_get_possible_hosts(self, call: CallContext, vm: str) -> list[str]:
-        found = []
-        for host in self._records.refs("host"):
-            try:
-                self.VM_assert_can_boot_here(call, vm, host)
-            except MigrateError:
-                continue
-            found.append(host)
-        return found
+        return self._placement.possible(vm)
 
-    def VM_pool_migrate(self, call: CallContext, vm: str, host: str, options: dict[str, str]) -> None:
+    async def VM_pool_migrate(self, call: CallContext, vm: str, host: str, options: dict[str, str]) -> None:
+        """To another member, which sees all disks: only memory moves."""
+        self.check_move(vm)
+        if host == self._host:
+            raise OperationNotAllowed(f"The VM {vm} is on that host already.")
+        self._placement.check(vm, host)
         record = self._records.get("VM", vm)
-        self._checks.check_vm(vm, record, "pool_migrate")
-        raise OperationNotAllowed(f"The VM {vm} is on that host already, and this pool has no other.")
+        announce(call.task, f"Migrating {record['name_label'] or record['uuid']}", vm, record["resident_on"])
+        await self.move(vm, host, call.user, call.task)
+
+    def check_move(self, vm: str) -> None:
+        """What is in the VM's own way."""
+        self._checks.check_vm(vm, self._records.get("VM", vm), "pool_migrate", MOVED)
+
+    async def move(self, vm: str, host: str, user: str, task: TaskHandle) -> None:
+        """The five phases, the other member being the receiver."""
+        uris = await self._offer(host, user)
+        vifs = [(vif, self._records.get("VIF", vif)["network"]) for vif in self._records.get("VM", vm)["VIFs"]]
+        networks = {vif: network for vif, network in vifs if network != NULL}
+        await self._engine.migrate(vm, uris, {}, {}, task, networks, "pool_migrate")
 
     def host_enable(self, call: CallContext, host: str) -> None:
         self._records.update("host", host, enabled=True)
 
     def host_disable(self, call: CallContext, host: str, auto_enable: bool) -> None:
-        """It offers to take no VMs until it is enabled, or the daemon begins anew."""
+        """It takes no VMs until it is enabled, or the daemon begins anew."""
         self._records.update("host", host, enabled=False)
 
-    def host_evacuate(self, call: CallContext, host: str, network: str, evacuate_batch_size: int) -> None:
-        for vm in self._records.find("VM", resident_on=host):
-            if not self._records.get("VM", vm)["is_control_domain"]:
-                raise NoHostsAvailable()
+    async def host_evacuate(self, call: CallContext, host: str, network: str, evacuate_batch_size: int) -> None:
+        await self._evacuation.evacuate(evacuate_batch_size, call.user, call.task)
 
     def host_get_vms_which_prevent_evacuation(self, call: CallContext, self_: str) -> dict[str, list[str]]:
-        vms = self._records.find("VM", resident_on=self_)
-        return {vm: ["NO_HOSTS_AVAILABLE"] for vm in vms if not self._records.get("VM", vm)["is_control_domain"]}
+        return {vm: error.failure() for vm, error in self._evacuation.plan().in_the_way.items()}
 
     def host_get_management_interface(self, call: CallContext, host: str) -> str:
         """NULL if it has none."""

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, SrNotAttached, VdiInUse
+from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, OperationNotAllowed, SrNotAttached, VdiInUse
 from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, ISMDriver, SRConfig, VDIInfo
@@ -89,6 +89,19 @@ class Storage:
             if self._records.get("pool", pool)["default_SR"] == NULL:
                 self._records.update("pool", pool, default_SR=sr)
         return sr
+
+    def create_pbd(self, host: str, SR: str, device_config: dict[str, str], **fields: Any) -> str:
+        """PBD.create; the host's there is already one is InvalidValue."""
+        for known in self._records.find("PBD", SR=SR, host=host):
+            raise InvalidValue("host", f"{host}, which has the PBD {known} of that SR")
+        return self._records.create("PBD", host=host, SR=SR, device_config=device_config, **fields)
+
+    def destroy_pbd(self, pbd: str) -> None:
+        """PBD.destroy of one that is not plugged. VdiInUse."""
+        record = self._records.get("PBD", pbd)
+        if record["currently_attached"]:
+            raise OperationNotAllowed(f"The PBD {pbd} is plugged: unplug it first.")
+        self._records.destroy("PBD", pbd)
 
     async def plug(self, pbd: str) -> None:
         """PBD.plug: attach the SR here."""

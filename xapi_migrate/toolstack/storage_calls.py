@@ -43,6 +43,13 @@ class StorageCalls:
     def SR_get_supported_types(self, call: CallContext) -> list[str]:
         return sorted(self._records.get("SM", ref)["type"] for ref in self._records.refs("SM"))
 
+    def PBD_create(self, call: CallContext, args: dict[str, Any]) -> str:
+        """How a host reaches an SR; PBD.plug then attaches it there."""
+        return self._storage.create_pbd(**args)
+
+    def PBD_destroy(self, call: CallContext, self_: str) -> None:
+        self._storage.destroy_pbd(self_)
+
     async def PBD_plug(self, call: CallContext, self_: str) -> None:
         await self._storage.plug(self_)
 

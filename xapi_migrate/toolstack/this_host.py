@@ -174,8 +174,8 @@ def _backends(records: Records, drivers: Mapping[str, ISMDriver]) -> None:
     for name, driver in drivers.items():
         features = sorted(driver.features | _OF_MIGRATION)
         _ensure(
-            records, "SM", records.find("SM", type=name), f"SM {name}", type=name, name_label=name, vendor=driver.vendor,
-            name_description=driver.description, version=driver.version, required_api_version="2.0",
-            capabilities=features, features=dict.fromkeys(features, 1),
+            records, "SM", records.find("SM", type=name), f"SM {name}", type=name, name_label=name,
+            vendor=driver.vendor, name_description=driver.description, version=driver.version,
+            required_api_version="2.0", capabilities=features, features=dict.fromkeys(features, 1),
             supported_image_formats=list(driver.formats),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.migration.journal import FileJournals, IJournals
+from xapi_migrate.refusals import HostOffline
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, Attachment
 from xapi_migrate.sm.services import SMServices
@@ -24,7 +25,8 @@ from xapi_migrate.toolstack.motion import StorageMotion
 from xapi_migrate.toolstack.motion_calls import MotionCalls
 from xapi_migrate.toolstack.networks import REFUSE, Networks
 from xapi_migrate.toolstack.operations import Operations
-from xapi_migrate.toolstack.placement_calls import PlacementCalls
+from xapi_migrate.toolstack.placement import Placement
+from xapi_migrate.toolstack.placement_calls import AskOffer, PlacementCalls
 from xapi_migrate.toolstack.plugin_calls import PluginCalls
 from xapi_migrate.toolstack.running_records import RunningRecords
 from xapi_migrate.toolstack.send_calls import Receiver, SendCalls
@@ -127,11 +129,16 @@ def make_toolstack(
     return Toolstack(storage, networks, machines, suspending, operations, running, allowed)
 
 
+async def _no_member(host: str, user: str) -> list[str]:
+    raise HostOffline(host)
+
+
 def register_migration_calls(
-    server: XenAPIServer, engine: Engine, host: Host, toolstack: Toolstack, motions: IJournals, services: SMServices
-) -> StorageMotion:
+    server: XenAPIServer, engine: Engine, host: Host, toolstack: Toolstack, motions: IJournals, services: SMServices,
+    offer: AskOffer = _no_member,
+) -> StorageMotion:  # fmt: skip
     """The calls of today's clients that migrate, for the same `engine` and `host` as VM.receive and VM.migrate. The
-    storage motion that they use, whose journals are `motions`."""
+    storage motion that they use, whose journals are `motions`. `offer` asks another member of the pool for one."""
 
     def stream() -> str:
         return host.domains.capabilities().stream
@@ -143,11 +150,12 @@ def register_migration_calls(
     motion = StorageMotion(
         server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock
     )
+    placement = Placement(server.records, host.ref, toolstack.networks, host.claims.memory)
     leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref)
     server.dispatcher.register(
         MotionCalls(server.records, motion),
         SendCalls(server.records, engine, receiver, checks, host.peers, motion),
-        PlacementCalls(server.records, host.ref, checks, toolstack.networks, host.claims.memory),
+        PlacementCalls(server.records, host.ref, checks, placement, engine, server.tasks, offer),
         PluginCalls(engine, leftovers),
     )
     return motion

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Container, Iterable
-from typing import Any
+from collections.abc import Awaitable, Container, Iterable, Sequence
+from typing import Any, Protocol
 
 from twisted.internet import defer
 from twisted.logger import Logger
 
-from xapi_migrate.errors import MessageMethodUnknown, MigrateError, NotImplementedHere, RemoteError
+from xapi_migrate.errors import HandleInvalid, MessageMethodUnknown, MigrateError, NotImplementedHere, RemoteError
 from xapi_migrate.store.interfaces import IRecords
 from xapi_migrate.together import started
 from xapi_migrate.xenapi.arguments import Arguments
 from xapi_migrate.xenapi.calls import Call, CallContext, calls_of
 from xapi_migrate.xenapi.datamodel import DataModel, Message
 from xapi_migrate.xenapi.generic import GenericCalls
-from xapi_migrate.xenapi.sessions import Sessions
+from xapi_migrate.xenapi.sessions import Sessions, kept
 from xapi_migrate.xenapi.tasks import Task, Tasks
+from xapi_migrate.xenapi.types import Kind
 
 LIST_METHODS = "system.listMethods"
+
+
+class InPool(Protocol):
+    """What the dispatcher asks of a pool: see pool/pool.py."""
+
+    def member(self, message: Message, values: Sequence[Any]) -> str: ...
+    async def call(
+        self, host: str, message: Message, values: Sequence[Any], user: str, origin: str, background: bool, hops: int
+    ) -> Any: ...
+    async def settle(self) -> None: ...
+    async def refresh(self) -> None: ...
 
 
 class Dispatcher:
@@ -35,6 +47,8 @@ class Dispatcher:
         self._sessions = sessions
         self._tasks = tasks
         self._arguments = Arguments(model, lambda cls, ref: cls in elsewhere or _exists(records, cls, ref))
+        self.pool: InPool | None = None
+        """The other members of this host's pool, where it is in one."""
         self._calls: dict[str, Call] = {}
         self._under_way: set[defer.Deferred[None]] = set()
         self._stopping = False
@@ -63,24 +77,50 @@ class Dispatcher:
         message = self._find(method.removeprefix("Async."), underscores=not in_background)
         if message is None:
             if params:
-                self._sessions.check(params[0])
+                await self._sessions.look_for(params[0])
             raise MessageMethodUnknown(method)
         self._arguments.count(message, params)
         session, user = "", ""
         if message.session:
-            user = self._sessions.check(params[0])
+            user = await self._sessions.look_for(params[0])
             session, params = params[0], params[1:]
         if in_background and not message.is_async:
             text = f"No async mode for this operation (rpc: {message.full_name})"
             raise RemoteError(["Fault", text], text)
-        values = self._arguments.convert(message, params)
+        values = await self._values(message, params)
+        return await self.run(message, values, session, user, origin, in_background)
+
+    async def _values(self, message: Message, params: list[Any]) -> list[Any]:
+        try:
+            values = self._arguments.convert(message, params)
+        except HandleInvalid:
+            if self.pool is None:
+                raise
+            await self.pool.refresh()  # another member may have made it just now
+            values = self._arguments.convert(message, params)
+        of_sessions = [param.type.kind is Kind.REF and param.type.name == "session" for param in message.params]
+        return [kept(value) if secret else value for value, secret in zip(values, of_sessions, strict=True)]
+
+    async def run(
+        self, message: Message, values: list[Any], session: str, user: str, origin: str, background: bool, hops: int = 0
+    ) -> Any:
+        """The result of a call, or the task's ref of one in the background. `hops`: how many members have handed it
+        on."""
+        if self.pool is not None:
+            member = self.pool.member(message, values)
+            if member:
+                return await self.pool.call(member, message, values, user, origin, background, hops + 1)
         known = self._calls.get(message.full_name)
         if known is None:
             raise NotImplementedHere(message.full_name)
         name = message.label or message.full_name
-        if in_background:
-            return self._begin(known, self._context(message, session, user, origin, f"Async.{name}"), values)
-        return await self._now(known, self._context(message, session, user, origin, name), values)
+        if background:
+            result = self._begin(known, self._context(message, session, user, origin, f"Async.{name}"), values)
+        else:
+            result = await self._now(known, self._context(message, session, user, origin, name), values)
+        if self.pool is not None and not message.name.startswith("get_") and message.cls != "event":
+            await self.pool.settle()
+        return result
 
     def _find(self, name: str, underscores: bool) -> Message | None:
         cls, dot, rest = name.partition(".")
@@ -134,7 +174,7 @@ class Dispatcher:
 
 def _exists(records: IRecords, cls: str, ref: str) -> bool:
     try:
-        records.get(cls, ref)
+        records.get(cls, kept(ref) if cls == "session" else ref)
     except MigrateError:
         return False
     return True

@@ -11,6 +11,7 @@ from xapi_migrate.store.interfaces import Change
 from xapi_migrate.store.records import Records
 from xapi_migrate.xenapi.calls import CallContext
 from xapi_migrate.xenapi.events import Events, Subscription
+from xapi_migrate.xenapi.sessions import kept
 
 
 @attrs.define
@@ -47,20 +48,20 @@ class EventCalls:
     def event_register(self, call: CallContext, classes: list[str]) -> None:
         """From now on the session is told of these classes."""
         Subscription(classes, self._records.model)
-        known = self._registered.setdefault(call.session, _Registration(set(), self._events.current))
+        known = self._registered.setdefault(kept(call.session), _Registration(set(), self._events.current))
         known.classes.update(name.lower() for name in classes)
 
     def event_unregister(self, call: CallContext, classes: list[str]) -> None:
-        known = self._registered.get(call.session)
+        known = self._registered.get(kept(call.session))
         if known is None:
             return
         known.classes.difference_update(name.lower() for name in classes)
         if not known.classes or "*" in classes:
-            del self._registered[call.session]
+            del self._registered[kept(call.session)]
 
     async def event_next(self, call: CallContext) -> list[dict[str, Any]]:
         """Waits for as long as it takes; there is always something in the answer."""
-        known = self._registered.get(call.session)
+        known = self._registered.get(kept(call.session))
         if known is None:
             raise SessionNotRegistered(call.session)
         try:
