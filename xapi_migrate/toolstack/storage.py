@@ -90,11 +90,11 @@ class Storage:
                 self._records.update("pool", pool, default_SR=sr)
         return sr
 
-    def create_pbd(self, host: str, SR: str, device_config: dict[str, str], **fields: Any) -> str:
+    def create_pbd(self, host: str, sr: str, device_config: dict[str, str], other_config: dict[str, str]) -> str:
         """PBD.create; the host's there is already one is InvalidValue."""
-        for known in self._records.find("PBD", SR=SR, host=host):
+        for known in self._records.find("PBD", SR=sr, host=host):
             raise InvalidValue("host", f"{host}, which has the PBD {known} of that SR")
-        return self._records.create("PBD", host=host, SR=SR, device_config=device_config, **fields)
+        return self._records.create("PBD", host=host, SR=sr, device_config=device_config, other_config=other_config)
 
     def destroy_pbd(self, pbd: str) -> None:
         """PBD.destroy of one that is not plugged. VdiInUse."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid as uuids
 from typing import Any
 
-from xapi_migrate.errors import FieldTypeError, InvalidValue
+from xapi_migrate.errors import FieldTypeError, HandleInvalid, InvalidValue
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.storage import Storage
@@ -45,7 +45,11 @@ class StorageCalls:
 
     def PBD_create(self, call: CallContext, args: dict[str, Any]) -> str:
         """How a host reaches an SR; PBD.plug then attaches it there."""
-        return self._storage.create_pbd(**args)
+        host, sr = args.get("host", NULL), args.get("SR", NULL)
+        for cls, ref in (("host", host), ("SR", sr)):
+            if ref == NULL:
+                raise HandleInvalid(cls, ref)
+        return self._storage.create_pbd(host, sr, args.get("device_config", {}), args.get("other_config", {}))
 
     def PBD_destroy(self, call: CallContext, self_: str) -> None:
         self._storage.destroy_pbd(self_)
