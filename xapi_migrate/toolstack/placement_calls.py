@@ -13,11 +13,11 @@ from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.evacuation import Evacuation
 from xapi_migrate.toolstack.placement import Placement
 from xapi_migrate.toolstack.send_calls import announce
-from xapi_migrate.toolstack.sender_checks import MOVABLE, SenderChecks
+from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.xenapi.calls import CallContext
 from xapi_migrate.xenapi.tasks import Tasks
 
-MOVED = tuple(state for state in MOVABLE if state != "Halted")
+ON_A_HOST = ("Running", "Paused")
 """Power states in which a VM is on a host, and may go to another one of the pool."""
 
 AskOffer = Callable[[str, str], Awaitable[list[str]]]
@@ -57,7 +57,7 @@ class PlacementCalls:
 
     def check_move(self, vm: str) -> None:
         """What is in the VM's own way."""
-        self._checks.check_vm(vm, self._records.get("VM", vm), "pool_migrate", MOVED)
+        self._checks.check_vm(vm, self._records.get("VM", vm), "pool_migrate", ON_A_HOST)
 
     async def move(self, vm: str, host: str, user: str, task: TaskHandle) -> None:
         """The five phases, the other member being the receiver."""
