@@ -16,10 +16,10 @@ import pytest_twisted
 from twisted.internet import defer, reactor, task
 from twisted.protocols import portforward
 
-from tests.sm.nbd_client import connect
 from tests.sm.two_hosts import MIB, QUICK, Host, begin_copy, compare, image, make_disk, say, two_hosts, until
 from xapi_migrate.sm.convergence import SLOWEST, Convergence
 from xapi_migrate.sm.interfaces import CopyState, Purpose, TargetUrl
+from xapi_migrate.testing.nbd_guest import connect
 
 # -- the rule, against a simulated link ----------------------------------------------------------
 
