@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from xapi_migrate.errors import FieldTypeError, MapDuplicateKey, UuidInvalid
 from xapi_migrate.store.interfaces import IRecords, Record
 from xapi_migrate.xenapi.calls import Call, CallContext
 from xapi_migrate.xenapi.datamodel import DataModel, Message, ModelClass
+from xapi_migrate.xenapi.kept import Kept
 from xapi_migrate.xenapi.query import parse_query
 from xapi_migrate.xenapi.types import Kind
 
@@ -31,9 +33,16 @@ PLAIN: dict[str, tuple[str, ...]] = {
 Run = Callable[..., Any]
 
 
-def visible(record: Record) -> dict[str, Any]:
+def _without_internal(record: Record) -> Record:
+    return MappingProxyType({name: value for name, value in record.items() if name[0] != "_"})
+
+
+_visible = Kept(_without_internal)
+
+
+def visible(record: Record) -> Record:
     """A record as clients see it: without what is internal."""
-    return {name: value for name, value in record.items() if name[0] != "_"}
+    return _visible(record)
 
 
 class GenericCalls:
@@ -72,7 +81,7 @@ class GenericCalls:
             raise UuidInvalid(cls, uuid)
         return self._records.by_uuid(cls, uuid)
 
-    def _where(self, cls: str, expression: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _where(self, cls: str, expression: str) -> Iterator[tuple[str, Record]]:
         holds = parse_query(expression)
         for ref in self._refs(cls):
             record = self._records.get(cls, ref)

@@ -17,6 +17,7 @@ from lxml import etree
 
 from xapi_migrate.errors import InvalidValue
 from xapi_migrate.xenapi.datamodel import timestamp
+from xapi_migrate.xenapi.kept import Kept
 
 MAX_DEPTH = 64
 MAX_ELEMENTS = 20_000
@@ -236,9 +237,11 @@ def _struct(item: Mapping[Any, Any]) -> str:
     return f"<value><struct>{members}</struct></value>"
 
 
+_record = Kept(_struct)
+
 _FORMS: dict[type, Callable[[Any], str]] = {
     str: _text, bool: _boolean, int: _integer, float: _double, PlainInt: _plain_integer, datetime: _moment,
-    list: _array, tuple: _array, set: _array, frozenset: _array, dict: _struct, MappingProxyType: _struct,
+    list: _array, tuple: _array, set: _array, frozenset: _array, dict: _struct, MappingProxyType: _record,
     type(None): lambda item: "<value></value>",
 }  # fmt: skip
 
