@@ -95,7 +95,8 @@ class LVMBackend:
             await self._make(uuid, size)
         except BaseException:
             try:
-                await self._remove(uuid)
+                if await self._find(uuid) is not None:
+                    await self._remove(uuid)
             except SrBackendFailure as failure:  # the first failure is the one to tell
                 self.log.warn("{failure}", failure=str(failure))
             raise
@@ -187,8 +188,7 @@ class LVMBackend:
         await self._lvm("lvchange", "--activate", "n", f"{self._name}/{uuid}")
 
     async def _remove(self, uuid: str) -> None:
-        if await self._find(uuid) is not None:
-            await self._lvm("lvremove", "--yes", f"{self._name}/{uuid}")
+        await self._lvm("lvremove", "--yes", f"{self._name}/{uuid}")
 
     async def _ours(self, uuid: str) -> Volume | None:
         """A VDI or the draft of one."""

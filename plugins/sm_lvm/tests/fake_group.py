@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from sm_lvm.driver import LVMDriver
 
+from tests.sm.two_hosts import QUICK
 from xapi_migrate.sm.interfaces import ISRBackend, SRConfig
 
 MIB = 1 << 20
@@ -20,6 +21,7 @@ class FakeGroup:
     """`home` is where the stand-in keeps its state."""
 
     home: Path
+    timeouts = QUICK
 
     def sr(self, **config: str) -> ISRBackend:
         return LVMDriver().open_sr(SRConfig(SR, "lvm", {"volume_group": "vg0", **config}))
@@ -34,6 +36,13 @@ class FakeGroup:
     def calls(self) -> list[str]:
         made = self.home / "calls"
         return made.read_text().splitlines() if made.exists() else []
+
+    def volumes(self) -> set[str]:
+        return set(self.state()["volumes"])
+
+    def tags(self) -> list[str]:
+        tags: list[str] = self.state()["tags"]
+        return tags
 
     def active(self) -> list[str]:
         return sorted(path.name for path in self.home.glob("dev/vg0/*"))

@@ -20,5 +20,5 @@ async def test_lvm_backend(
 ) -> None:
     sr = {"thin_pool": pool} if pool else {}
     await check(lambda: group.sr(**sr))
-    assert set(group.state()["volumes"]) == {"pool"} and group.state()["tags"] == ["of_somebody"]
+    assert group.volumes() == {"pool"} and group.tags() == ["of_somebody"]
     assert group.active() == []

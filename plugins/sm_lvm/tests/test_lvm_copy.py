@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from fake_group import MIB, FakeGroup
+from fake_group import MIB, SR, FakeGroup
 from twisted.internet import reactor
 
-from tests.sm.two_hosts import QUICK, Host, begin_copy, guest_on, open_sr, until
+from tests.sm.two_hosts import Host, begin_copy, guest_on, open_sr, until
 from xapi_migrate.sm.interfaces import CopyState, Purpose, SRConfig
 from xapi_migrate.sm.repository import Repository
 from xapi_migrate.sm.services import SMServices
@@ -23,8 +23,8 @@ ODD = 8 * MIB + 512
 
 
 def lvm_host(folder: Path, group: FakeGroup, services: SMServices | None = None) -> Host:
-    services = services or SMServices(reactor, folder / "state", QUICK)
-    record = SRConfig("8d3f2a52-0c70-4f4d-9a4f-6a8f5d2a7b10", "lvm", {"volume_group": "vg0"})
+    services = services or SMServices(reactor, folder / "state", group.timeouts)
+    record = SRConfig(SR, "lvm", {})
     return Host(services, Repository(record, group.sr(), services), folder)
 
 
@@ -55,7 +55,7 @@ async def test_to_files_and_back(group: FakeGroup, short_tmp: Path, secure: bool
     """And a volume is active only while a datapath uses it."""
     lvm = lvm_host(short_tmp / "L", group)
     (short_tmp / "F").mkdir()
-    services = SMServices(reactor, short_tmp / "F" / "state", QUICK)
+    services = SMServices(reactor, short_tmp / "F" / "state", group.timeouts)
     files = Host(services, open_sr(services, short_tmp / "F", "raw"), short_tmp / "F")
     try:
         await lvm.sr.attach()
