@@ -81,3 +81,9 @@ def _emptied(name: str) -> Iterator[RealGroup]:
         pytest.fail(f"still active in {name}: {active} of {left}")
     if tags != ["of_somebody"]:
         pytest.fail(f"tags left in {name}: {tags}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is shown when it happens: the machine may be ended before the summary."""
+    if report.failed:
+        print(f"\n{report.longreprtext}", flush=True)
