@@ -60,7 +60,14 @@ class DatapathOf:
     @property
     def is_its_file(self) -> bool:
         """Whether a file on this host has the disk's bytes as they are, and no others."""
-        return self.node is None and self.format == ImageFormat.RAW.value and not self.size
+        whole = not self.size or Path(self.path).is_block_device()  # tgtd may see what is behind the disk
+        return self.node is None and self.format == ImageFormat.RAW.value and whole
+
+    @property
+    def is_thick(self) -> bool:
+        """Whether a hole that is punched need not read as zeroes. Into a file it does. For a block device both tgtd and
+        QEMU discard, and what is read then is not defined."""
+        return self.node is not None or Path(self.path).is_block_device()
 
 
 class Datapath:

@@ -76,12 +76,20 @@ class ISCSIService:
         return True
 
     async def add_lun(
-        self, migration: str, vdi: str, path: Path, address: str, *, scsi_id: str, read_only: bool = False
+        self,
+        migration: str,
+        vdi: str,
+        path: Path,
+        address: str,
+        *,
+        scsi_id: str,
+        read_only: bool = False,
+        thick: bool = False,
     ) -> TargetUrl:
-        """Serve the file at `path` as a LUN of the migration's target at the local `address`. Repeatable.
-        SrBackendFailure."""
+        """Serve the file at `path` as a LUN of the migration's target at the local `address`. `thick`: a hole in it
+        need not read as zeroes. Repeatable. SrBackendFailure."""
         return await self._locked(
-            lambda: self._add_lun(migration_id(migration), vdi, path, address, scsi_id, read_only)
+            lambda: self._add_lun(migration_id(migration), vdi, path, address, scsi_id, read_only, thick)
         )
 
     async def remove_lun(self, migration: str, vdi: str) -> bool:
@@ -164,14 +172,16 @@ class ISCSIService:
         finally:
             self._lock.release()
 
-    async def _add_lun(self, name: str, vdi: str, path: Path, address: str, scsi_id: str, read_only: bool) -> TargetUrl:
+    async def _add_lun(
+        self, name: str, vdi: str, path: Path, address: str, scsi_id: str, read_only: bool, thick: bool
+    ) -> TargetUrl:
         await self._listen(address)
         target = self._state.targets.get(name) or self._new_target(name)
         try:
             if not target.made:
                 await self._make_target(name, target)
             if vdi not in target.luns:
-                await self._make_lun(target, vdi, path, scsi_id, read_only)
+                await self._make_lun(target, vdi, path, scsi_id, read_only, thick)
         except TgtError as failure:
             if not target.luns:
                 await self._remove_target(name, target)
@@ -206,16 +216,17 @@ class ISCSIService:
         target.made = True
         self._save()
 
-    async def _make_lun(self, target: _Target, vdi: str, path: Path, scsi_id: str, read_only: bool) -> None:
+    async def _make_lun(
+        self, target: _Target, vdi: str, path: Path, scsi_id: str, read_only: bool, thick: bool
+    ) -> None:
         lun = max(target.luns.values(), default=0) + 1
         if "," in str(path):
             raise SrBackendFailure(f"exporting VDI {vdi}", f"tgtd cannot serve a path with a comma: {path}")
-        await self._tgt.ask(
-            Mode.DEVICE, Op.NEW, tid=target.tid, lun=lun, text=f"path={path},bstype=rdwr", what=f"open {path}"
-        )
-        # tgtd unmaps by punching holes, which read as zeroes, in a file, but by discarding on a block device, which may
-        # read as anything afterwards: there it must offer writes of zeroes only.
-        thin = 0 if path.is_block_device() else 1
+        # Thick: tgtd must not unmap, only write zeroes. That it does block by block, and where a block is less than a
+        # page, it has the kernel read each page before.
+        thin, block = (0, 4096) if thick else (1, 512)
+        backing = f"path={path},bstype=rdwr,blocksize={block}"
+        await self._tgt.ask(Mode.DEVICE, Op.NEW, tid=target.tid, lun=lun, text=backing, what=f"open {path}")
         identity = f"vendor_id=XAPIMIG,product_id=VDI,scsi_id={scsi_id},scsi_sn={vdi},thin_provisioning={thin},"
         identity += "readonly=1," if read_only else ""
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ class Repository:
         datapath = await self._attach(uuid, TARGET)
         try:
             await datapath.activate(TARGET)
-            url = await self._serve(secure)(migration, uuid, datapath.view, address, scsi_id=uuid)
+            serve = self._serve(secure, thick=datapath.of.is_thick)
+            url = await serve(migration, uuid, datapath.view, address, scsi_id=uuid)
             self._services.flushing.begin(uuid, datapath.file)
             return url
         except BaseException:
@@ -389,8 +391,8 @@ class Repository:
         except MigrateError as failure:  # nobody uses it any more: nothing that waits for this is at stake
             self.log.warn("VDI {vdi} stays attached to its storage: {reason}", vdi=uuid, reason=str(failure))
 
-    def _serve(self, secure: bool) -> Callable[..., Awaitable[TargetUrl]]:
-        return self._services.nbd.add if secure else self._services.iscsi.add_lun
+    def _serve(self, secure: bool, thick: bool = False) -> Callable[..., Awaitable[TargetUrl]]:
+        return self._services.nbd.add if secure else partial(self._services.iscsi.add_lun, thick=thick)
 
     async def _begin(self, copy: Copy, url: TargetUrl) -> None:
         datapath = await self._attach(copy.of.vdi, COPY)

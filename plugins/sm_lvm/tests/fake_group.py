@@ -22,6 +22,8 @@ class FakeGroup:
 
     home: Path
     timeouts = QUICK
+    pause = 0.001
+    """Seconds between two writes of a guest."""
 
     def sr(self, **config: str) -> ISRBackend:
         return LVMDriver().open_sr(SRConfig(SR, "lvm", {"volume_group": "vg0", **config}))

@@ -15,20 +15,18 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from real_group import RealGroup, lvm
+from sm_lvm.driver import LVMDriver
 from test_lvm_contract import test_lvm_backend
 from test_lvm_copy import (
     test_a_restarted_daemon_keeps_what_is_attached,
     test_motion_from_and_to_files,
     test_to_files_and_back,
 )
-from twisted.internet import reactor
 
-from tests.contract.test_sm import kit_of
 from xapi_migrate.errors import SrBackendFailure
-from xapi_migrate.sm.interfaces import IAttachesVDIs, SRConfig
-from xapi_migrate.sm.repository import Repository
-from xapi_migrate.sm.services import SMServices
+from xapi_migrate.sm.interfaces import IAttachesVDIs
 from xapi_migrate.testing.sm_contract import SR_CHECKS, SRKit
+from xapi_migrate.testing.sr_hosts import two_srs
 
 __all__ = [
     "test_a_restarted_daemon_keeps_what_is_attached",
@@ -45,14 +43,9 @@ pytestmark = pytest.mark.limit(600)
 async def test_lvm_sr(
     check: Callable[[SRKit], Awaitable[None]], group: RealGroup, other_group: RealGroup, short_tmp: Path
 ) -> None:
-    services = [SMServices(reactor, short_tmp / host, group.timeouts) for host in "TR"]
-    srs = []
-    for host, one in zip(services, (group, other_group), strict=True):
-        record = SRConfig(str(uuid.uuid4()), "lvm", {})
-        srs.append(Repository(record, one.sr(), host))
-    async with kit_of(services, srs, group.free()) as kit:
+    ours, theirs = ((LVMDriver(), lambda _, one=one: {"volume_group": one.name}) for one in (group, other_group))
+    async with two_srs(ours, theirs, short_tmp, group.timeouts) as kit:
         await check(kit)
-        assert group.active() == sorted(services[0].datapaths.alive())
 
 
 def test_discards_do_not_zero_the_disk(group: RealGroup) -> None:

@@ -13,7 +13,7 @@ from sm_lvm.driver import LVMDriver
 from xapi_migrate.sm.interfaces import ISRBackend, SRConfig
 from xapi_migrate.sm.timeouts import SMTimeouts
 
-pytest.register_assert_rewrite("test_lvm_contract", "test_lvm_copy", "tests.contract.test_sm")
+pytest.register_assert_rewrite("test_lvm_contract", "test_lvm_copy")
 
 PATIENT = SMTimeouts(start=60.0, identity=60.0, attach=60.0, stall=60.0, guard=60.0, poll=0.5, close_lun=20.0)
 """An emulated machine is slow."""
@@ -31,6 +31,7 @@ class RealGroup:
 
     name: str
     timeouts = PATIENT
+    pause = 0.05
 
     def sr(self, **config: str) -> ISRBackend:
         return LVMDriver().open_sr(SRConfig(str(uuid.uuid4()), "lvm", {"volume_group": self.name, **config}))
@@ -48,10 +49,6 @@ class RealGroup:
             set(lvm("lvs", "--noheadings", "--options", "lv_name", "--select", "lv_active=active", self.name))
             - {"pool"}
         )
-
-    def free(self) -> int:
-        """Bytes."""
-        return int(lvm("vgs", "--noheadings", "--units", "b", "--nosuffix", "--options", "vg_free", self.name)[0])
 
     def empty(self) -> None:
         """Whatever a test that failed has left."""
