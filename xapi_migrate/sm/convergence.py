@@ -12,10 +12,12 @@ from twisted.logger import Logger
 
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.sm.datapath import Datapath
+from xapi_migrate.sm.gate import GRANULE
 from xapi_migrate.sm.timeouts import SMTimeouts
 
-SLOWEST = 64 << 10
-"""Bytes per second that a guest may write at least. A copy that does not arrive even so will not."""
+SLOWEST = GRANULE
+"""Bytes per second that a guest may write at least: one write each second, if it is no longer. A copy that does not
+arrive even so will not."""
 _WORTH = 0.1
 _KEPT_UP = 2.5
 _SMALL = 1 << 20

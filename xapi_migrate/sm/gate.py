@@ -28,6 +28,8 @@ Location = ImageLocation | ImageNode
 _EIO = 5
 _WRITES = ("write", "write-zeroes", "discard")
 _BRAKE = "brake"
+GRANULE = 64 << 10
+"""Bytes that a mirror copies at least, however little was written."""
 
 
 class Position(Enum):
@@ -104,7 +106,7 @@ class Gate:
     async def prepare_brake(self) -> None:
         """Of an open gate, before a copy begins (each move of the gate waits for what a copy has in flight): from now
         on `slow` limits what is written through it. A copy, which only reads, is not slowed, nor is a drain."""
-        await self._daemon.limit_writes(_BRAKE, 0)
+        await self.slow(0)
         await self._daemon.add_node(
             driver="throttle", node_name=_BRAKE, throttle_group=_BRAKE, file=self.nodes.image,
             discard="unmap", read_only=self._read_only,
@@ -112,8 +114,9 @@ class Gate:
         await self._daemon.reopen_node(**self._gate(_BRAKE))
 
     async def slow(self, limit: int) -> None:
-        """Writes go no faster than `limit` bytes per second; 0: as fast as they go. Over when the gate moves."""
-        await self._daemon.limit_writes(_BRAKE, limit)
+        """A copy has to carry no more than `limit` bytes per second of what is written, 0: as much as there is. A small
+        write counts as a whole granule: that is what the copy then carries. Over when the gate moves."""
+        await self._daemon.limit_writes(_BRAKE, limit, max(1, limit // GRANULE) if limit else 0)
 
     async def drop_brake(self, is_open: bool) -> None:
         """After the copy; repeatable. `is_open`: the gate is OPEN, slowed or not."""

@@ -114,9 +114,11 @@ class StorageDaemon:
             (names.add if there else names.discard)(arguments["node-name"])
             self._names = names
 
-    async def limit_writes(self, group: str, bytes_per_second: int) -> None:
-        """The limit of a throttle group on what is written, 0: none. The group is made if it is not there."""
-        arguments = {"path": f"/objects/{group}", "property": "limits", "value": {"bps-write": bytes_per_second}}
+    async def limit_writes(self, group: str, bytes_per_second: int, per_second: int) -> None:
+        """The limits of a throttle group on what is written and how often, 0: none. The group is made if it is not
+        there. What waits already waits as long as it was told to before."""
+        limits = {"bps-write": bytes_per_second, "iops-write": per_second}
+        arguments = {"path": f"/objects/{group}", "property": "limits", "value": limits}
         try:
             await self.execute("qom-set", arguments)
         except QMPError:

@@ -1,0 +1,152 @@
+"""Two hosts in namespaces of their own with a link of 200 Mbit/s between them: a real guest over it, over a link that
+is cut, and over one that is slower than the guest writes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.namespaces import Link, distant_hosts, inside
+from tests.system.world import GuestOf, World, as_raw
+from xapi_migrate.lab.lab import Lab
+from xapi_migrate.lab.provisioning import Guest
+from xapi_migrate.testing.guests.ticker import Ticker
+
+pytestmark = pytest.mark.system
+
+SETTINGS = {
+    "heartbeat_interval": 1.0,
+    "heartbeat_lost": 6.0,
+    "connect": 3.0,
+    "request": 4.0,
+    "poll": 0.1,
+    "ask": 0.5,
+    "falling_behind": 4.0,
+    "test_options": True,
+}
+FAST = "200mbit"
+FULL = Ticker(fill_end=60 << 20, fill_pages=2000)
+"""Its memory is no row of zeroes."""
+
+
+@pytest.fixture(scope="module")
+def link() -> Iterator[Link]:
+    with Link() as link:
+        yield link
+
+
+@pytest.fixture(scope="module")
+def far_world(link: Link) -> Iterator[World]:
+    folder = Path(tempfile.mkdtemp(prefix="xm-"))
+    lab = Lab(folder, settings=SETTINGS)
+    lab.hosts = distant_hosts(link, lab.hosts)
+    try:
+        with inside(link.path("s")), lab:
+            yield World(lab)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def far(link: Link, far_world: World) -> Iterator[World]:
+    """The two hosts, empty at the beginning and the end of each test, the link whole."""
+    link.shape(FAST)
+    link.heal()
+    yield far_world
+    link.heal()
+    for host in far_world.lab.hosts:
+        for uuid, record in far_world.vms(host).items():
+            if not record["is_control_domain"]:
+                far_world.destroy(host, uuid)
+
+
+def unbroken(world: World, made: GuestOf, folder: Path, moved: bool) -> None:
+    """The guest ticks on the one side, the other is empty; its numbers are one sequence, and its disk has them all."""
+    here, there = (world.destination, world.source) if moved else (world.source, world.destination)
+    world.wait(lambda: world.ticks(made.uuid, here), "the guest does not tick")
+    world.nothing_left(there)
+    [image, _] = world.images(here, made.uuid)
+    world.shut_down(here, made.uuid)
+    console = world.console(made.uuid, *([world.source, world.destination] if moved else [world.source]))
+    assert console.breaks == []
+    assert console.anomalies == []
+    assert made.guest.ticker.lost(as_raw(image, folder), console.counters) == []
+
+
+def at_step(world: World, step: str, do: Callable[[], None]) -> Callable[[dict[str, object]], None]:
+    """Once, when the task says that it is there."""
+    done: list[bool] = []
+
+    def look(record: dict[str, object]) -> None:
+        other = record["other_config"]
+        assert isinstance(other, dict)
+        if not done and other.get("step", "").startswith(step):
+            done.append(True)
+            do()
+
+    return look
+
+
+def test_a_guest_moves_over_the_link(link: Link, far: World, tmp_path: Path) -> None:
+    made = far.new_guest(far.source, Guest(filled=48, ticker=FULL), "local-qcow2")
+    uris = far.receive()
+    assert {uri.split("/")[2].rpartition(":")[0] for uri in uris} == {"10.213.0.2"}
+    seen = far.follow(far.begin(made.uuid, uris))
+    assert (seen.status, seen.error_info) == ("success", [])
+    print(f"downtime {seen.other_config['downtime_ms']} ms")
+    unbroken(far, made, tmp_path, moved=True)
+
+
+def test_a_link_that_is_cut_for_moments(link: Link, far: World, tmp_path: Path) -> None:
+    """While disks are copied and while memory is sent. TCP repeats what was lost, and the migration goes on."""
+    made = far.new_guest(far.source, Guest(filled=96, ticker=FULL))
+    blinks: list[threading.Timer] = []
+
+    def blink() -> None:
+        link.cut()
+        blinks.append(threading.Timer(3.0, link.heal))
+        blinks[-1].start()
+
+    copying, sending = at_step(far, "3.6", blink), at_step(far, "4.1", blink)
+
+    def look(record: dict[str, object]) -> None:
+        copying(record)
+        sending(record)
+
+    seen = far.follow(far.begin(made.uuid, far.receive()), look)
+    for timer in blinks:
+        timer.join()
+    assert (seen.status, seen.error_info) == ("success", [])
+    assert len(blinks) == 2
+    unbroken(far, made, tmp_path, moved=True)
+
+
+@pytest.mark.parametrize(("step", "what"), [("3.6", "copy"), ("4.1", "memory")])
+def test_a_link_that_stays_cut(link: Link, far: World, tmp_path: Path, step: str, what: str) -> None:
+    """Both sides give up by themselves, and while the link is still cut nothing is left at the receiver."""
+    made = far.new_guest(far.source, Guest(filled=96, ticker=FULL))
+    seen = far.follow(far.begin(made.uuid, far.receive()), at_step(far, step, link.cut))
+    assert seen.status == "failure", f"the {what} was over before the link was cut"
+    # Its outcome it keeps until the sender has heard it.
+    far.wait(lambda: all("journal" in left for left in far.left_behind(far.destination)), "the receiver goes on")
+    link.heal()
+    unbroken(far, made, tmp_path, moved=False)
+
+
+def test_a_guest_that_writes_faster_than_the_link_carries(link: Link, far: World, tmp_path: Path) -> None:
+    fast = Ticker(ticks=1000, span=30000)
+    made = far.new_guest(far.source, Guest(filled=2, ticker=fast))
+    link.shape("2mbit")
+    told: set[str] = set()
+    task = far.begin(made.uuid, far.receive())
+    seen = far.follow(task, lambda record: told.add(record["other_config"].get("convergence", "")))
+    print(sorted(told))
+    assert (seen.status, seen.error_info) == ("success", [])
+    assert any("writes to disk 0 are limited to" in text for text in told), told
+    link.shape(FAST)
+    unbroken(far, made, tmp_path, moved=True)
