@@ -15,6 +15,7 @@ from xapi_migrate.store.records import Records
 from xapi_migrate.testing.postgresql import PostgreSQL
 from xapi_migrate.together import together
 from xapi_migrate.xenapi.own_calls import data_model
+from xapi_migrate.xenapi.server import make_server
 
 
 @asynccontextmanager
@@ -161,3 +162,40 @@ async def test_a_postgresql_that_was_away_loses_nothing(postgresql: PostgreSQL) 
             await task.deferLater(reactor, 0.2)
         assert b.get("VM", vm)["name_label"] == "meanwhile" and b.get("VM", vm)["name_description"] == "too"
         assert b.get("VM", other)["name_label"] == "made meanwhile"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_only_one_may_have_is_taken_by_one(database: str) -> None:
+    async with members(database, 3) as opened:
+        vm = opened[0].create("VM", _domain_host="")
+        await opened[0].flush()
+        await together(*(records.refresh() for records in opened))
+        taken = await together(*(r.take("VM", vm, "_domain_host", ("",), str(n)) for n, r in enumerate(opened)))
+        assert sorted(taken) == [False, False, True]
+        await together(*(records.flush() for records in opened))
+        await together(*(records.refresh() for records in opened))
+        assert {records.get("VM", vm)["_domain_host"] for records in opened} == {str(taken.index(True))}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_token_of_one_member_is_good_at_another(database: str) -> None:
+    async with members(database) as (a, b):
+        servers = [make_server(records, [], reactor) for records in (a, b)]
+        vms = [a.create("VM", name_label=str(n)) for n in range(3)]
+        await a.flush()
+        await together(a.refresh(), b.refresh())
+        sessions = [server.sessions.open("root", "here") for server in servers]
+        first = await servers[0].events.since(sessions[0], ["vm"], "", 0.0)
+        b.update("VM", vms[1], name_label="changed at b")
+        a.update("VM", vms[2], name_label="changed at a")
+        await together(a.flush(), b.flush())
+        await together(a.refresh(), b.refresh())
+        for server, session in zip(servers, sessions, strict=True):
+            seen = await server.events.since(session, ["vm"], first["token"], 0.0)
+            assert {event["ref"] for event in seen["events"]} == {vms[1], vms[2]}
+        # a session of one is good at the other, and neither database nor records tell it
+        await a.flush()
+        assert await servers[1].sessions.look_for(sessions[0]) == "root"
+        assert sessions[0] not in a.refs("session") and sessions[0] not in b.refs("session")
+        for server in servers:
+            server.stop()

@@ -8,9 +8,17 @@ from io import BytesIO
 from typing import Any
 
 import attrs
+from OpenSSL import SSL
 from twisted.internet import defer
 from twisted.internet.error import ConnectError, ConnectionLost
-from twisted.web.client import Agent, FileBodyProducer, HTTPConnectionPool, ResponseFailed, readBody
+from twisted.web.client import (
+    Agent,
+    FileBodyProducer,
+    HTTPConnectionPool,
+    RequestTransmissionFailed,
+    ResponseFailed,
+    readBody,
+)
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
@@ -22,6 +30,12 @@ from xapi_migrate.uris.peer_tls import PinnedConnections
 
 CONNECT_SECONDS = 5.0
 MOST_CONNECTIONS = 8
+
+
+_SILENCE = (
+    ConnectError, ConnectionLost, RequestTransmissionFailed, ResponseFailed, SSL.Error,
+    defer.TimeoutError, OSError, ValueError,
+)  # fmt: skip
 
 
 class MemberSilent(Exception):
@@ -66,13 +80,14 @@ class MemberClient:
         headers = Headers(
             {b"Authorization": [b"Bearer " + self._secret.encode()], b"Content-Type": [b"application/json"]}
         )
-        body = FileBodyProducer(BytesIO(json.dumps({"what": what, **told}).encode()))
+        asked = FileBodyProducer(BytesIO(json.dumps({"what": what, **told}).encode()))
         try:
-            response = await self._agent.request(b"POST", self.address.url, headers, body)
-            if response.code != 200 or (isinstance(response.length, int) and response.length > wire.LIMIT):
+            response = await self._agent.request(b"POST", self.address.url, headers, asked)
+            body = await readBody(response)
+            if response.code != 200:
                 raise MemberSilent(f"it answered {response.code}")
-            return wire.read_answer(await readBody(response))
-        except (ConnectError, ConnectionLost, ResponseFailed, defer.TimeoutError, OSError, ValueError) as silence:
+            return wire.read_answer(body)
+        except _SILENCE as silence:
             raise MemberSilent(str(silence) or type(silence).__name__) from silence
 
     def give_up(self) -> None:

@@ -14,8 +14,6 @@ import attrs
 from xapi_migrate.errors import MigrateError, RemoteError
 
 PATH = b"member"
-LIMIT = 4 << 20
-"""Bytes of a request or an answer."""
 
 
 @attrs.frozen

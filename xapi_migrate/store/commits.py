@@ -141,6 +141,21 @@ class Commits:
                 connection.execute(select(func.pg_notify(CHANNEL, str(own))))
         return before, own
 
+    def take(self, cls: str, ref: str, field: str, free: tuple[Any, ...], value: Any) -> bool:
+        """Set an internal field to `value` if it is one of `free` in the database now; whether it was. Of several
+        daemons that try, one succeeds."""
+        with self._engine.begin() as connection:
+            where = COUNTERS.c.name == GENERATION
+            connection.execute(update(COUNTERS).where(where).values(value=COUNTERS.c.value + 1))
+            own = _counter(connection, GENERATION)
+            this = (RECORDS.c.cls == cls) & (RECORDS.c.ref == ref)
+            internal = connection.execute(select(RECORDS.c.internal).where(this)).scalar()
+            if internal is None or json.loads(internal).get(field) not in free:
+                return False
+            text = json.dumps({**json.loads(internal), field: value})
+            connection.execute(update(RECORDS).where(this).values(internal=text, generation=own))
+            return True
+
     def _write(self, connection: Connection, batch: list[Row], generation: int) -> None:
         known = self._known(connection, [row.ref for row in batch])
         written: list[dict[str, Any]] = []

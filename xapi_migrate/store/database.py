@@ -166,6 +166,12 @@ class Database:
         self._begin()
         return asked
 
+    def take(self, cls: str, ref: str, field: str, free: tuple[Any, ...], value: Any) -> defer.Deferred[bool]:
+        """As `Commits.take`; what it wrote is still to be followed."""
+        assert self._commits is not None
+        take = self._commits.take
+        return self._in_thread(lambda: take(cls, ref, field, free, value))
+
     def flush(self) -> defer.Deferred[None]:
         """Fires when all that was given to `write` so far is in the database."""
         done: defer.Deferred[None] = defer.Deferred(lambda d: self._waiting.remove(d))

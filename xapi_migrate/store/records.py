@@ -92,6 +92,22 @@ class Records:
     def refresh(self) -> defer.Deferred[bool]:
         return self._database.follow() if self.shared else defer.succeed(True)
 
+    async def take(self, cls: str, ref: str, field: str, free: tuple[Any, ...], value: Any) -> bool:
+        """Set an internal field if it is one of `free`, at one member only; whether it was. InternalError if the
+        database does not answer: then nobody can know."""
+        if not self.shared:
+            if self.get(cls, ref).get(field) not in free:
+                return False
+            self.update(cls, ref, **{field: value})
+            return True
+        if not await self.refresh():
+            raise InternalError("The pool's database does not answer, so it is not known what its other members do.")
+        taken = await self._database.take(cls, ref, field, free, value)
+        await self.refresh()
+        if taken and self.has(cls, ref):
+            self.update(cls, ref, **{field: value})
+        return taken
+
     def pool_wide(self, name: str) -> tuple[str, str]:
         """A ref and a uuid that are the same at every daemon of this database, for what belongs to all of them."""
         return tuple(  # type: ignore[return-value]

@@ -58,6 +58,10 @@ class MachineCalls:
         record = self._operations.require(vm, "Halted")
         if record["is_a_template"]:
             raise RemoteError(["VM_IS_TEMPLATE", vm, "start"], f"The VM {vm} is a template and cannot be started.")
+        self._operations.check_blocked(vm, "start")
+        self._operations.check_free(vm)
+        await self._machines.claim(vm)
+        self._operations.require(vm, "Halted")
         with self._operations.operation(vm, "start", call.task.ref):
             await self._machines.start(vm, start_paused)
 

@@ -11,7 +11,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from xapi_migrate.domains.interfaces import GONE, DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
-from xapi_migrate.errors import DomainError, HandleInvalid, VdiInUse
+from xapi_migrate.errors import DomainError, HandleInvalid, VdiInUse, VmBadPowerState
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
@@ -122,6 +122,11 @@ class Machines:
         return DomainNic(device=record["device"], mac=record["MAC"], bridge=bridge, mtu=record["MTU"] or 1500)
 
     # -- life ----------------------------------------------------------------------------------
+
+    async def claim(self, vm: str) -> None:
+        """No other member of the pool builds a domain of the VM from here on. VmBadPowerState if one does already."""
+        if not await self._records.take("VM", vm, "_domain_host", (None, "", self._host), self._host):
+            raise VmBadPowerState(vm, "halted, suspended", "running")
 
     async def start(self, vm: str, paused: bool = False) -> None:
         """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""

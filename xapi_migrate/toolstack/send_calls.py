@@ -148,7 +148,7 @@ class SendCalls:
             return vm
         chosen = {"copy": "true"} if wish.copy else {}
         uris = list(wish.destination.uris)
-        return await self._engine.migrate(vm, uris, self._checks.moving(wish), chosen, call.task, dict(vif_map))
+        return await self._engine.migrate(vm, uris, self._checks.moving(wish), chosen, call.task, dict(wish.vif_map))
 
     def _wish(
         self, vm: str, dest: Mapping[str, str], vdi_map: Mapping[str, str], vif_map: Mapping[str, str],
@@ -162,7 +162,21 @@ class SendCalls:
             except UriInvalid as wrong:
                 raise InvalidValue("dest:xapi_migrate", wrong.uri) from None
         copy = options.get("copy", "").lower() in TRUE
+        if not copy and destination.host in self._records.refs("host") and destination.host != self._receiver.host:
+            vdi_map = {**self._seen_there(vm, destination.host), **vdi_map}
+            vif_map = {**self._networks_of(vm), **vif_map}
         return Wish(vm, destination, vdi_map, vif_map, copy, complete)
+
+    def _seen_there(self, vm: str, host: str) -> dict[str, str]:
+        """Within a pool what is not mapped stays where it is, if the other member sees that too."""
+        srs = {vdi: self._records.get("VDI", vdi)["SR"] for vdi in self._checks.images(vm)}
+        there = {self._records.get("PBD", pbd)["SR"]
+                 for pbd in self._records.find("PBD", host=host, currently_attached=True)}  # fmt: skip
+        return {vdi: sr for vdi, sr in srs.items() if sr in there}
+
+    def _networks_of(self, vm: str) -> dict[str, str]:
+        vifs = {vif: self._records.get("VIF", vif)["network"] for vif in self._records.get("VM", vm)["VIFs"]}
+        return {vif: network for vif, network in vifs.items() if network != NULL}
 
 
 def announce(task: Task, title: str, vm: str, host: str) -> None:

@@ -84,6 +84,10 @@ class Suspending:
         self._machines.check_networks(vm)
         vdi = self._records.get("VDI", record["suspend_VDI"])
         sr = self._records.get("SR", vdi["SR"])
+        self._operations.check_blocked(vm, RESUME)
+        self._operations.check_free(vm)
+        await self._machines.claim(vm)
+        self._operations.require(vm, "Suspended")
         with self._operations.operation(vm, RESUME, task.ref):
             await self._do(RESUME, Plan(task.ref, vm, str(uuid4()), vdi["uuid"], sr["uuid"], paused), task)
 

@@ -11,7 +11,8 @@ from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 
 from xapi_migrate.errors import EventsLost, EventSubscriptionInvalid, EventTokenInvalid, HandleInvalid
-from xapi_migrate.store.interfaces import Change, IRecords
+from xapi_migrate.store.interfaces import Change
+from xapi_migrate.store.records import Records
 from xapi_migrate.xenapi.datamodel import DataModel
 from xapi_migrate.xenapi.generic import SECRET, visible
 from xapi_migrate.xenapi.sessions import Sessions
@@ -20,6 +21,8 @@ from xapi_migrate.xenapi.wire import PlainInt
 MOST_DELETED = 10_000
 """So many removed objects are remembered; a client that is further behind has lost events."""
 LONGEST_WAIT = 3600.0
+TAG_BITS = 20
+TAG_MASK = (1 << TAG_BITS) - 1
 BATCH_SECONDS = 0.05
 """After the first change the others that belong to it are waited for so long."""
 
@@ -61,7 +64,7 @@ class Subscription:
 class Events:
     """Follows the records; knows of each object when it last changed, and of the removed ones that they were there."""
 
-    def __init__(self, model: DataModel, records: IRecords, sessions: Sessions, clock: IReactorTime) -> None:
+    def __init__(self, model: DataModel, records: Records, sessions: Sessions, clock: IReactorTime) -> None:
         self._model = model
         self._records = records
         self._sessions = sessions
@@ -95,7 +98,11 @@ class Events:
         return len(self._records.refs(cls))
 
     def token(self) -> str:
-        return f"{self._records.generation:020d},{0:020d}"
+        """The first number counts this daemon's changes. In a pool the second says what is known here of what all have
+        committed, so that every member can go on from there; and whose counting the first one is."""
+        records = self._records
+        of_pool = records.pool_generation << TAG_BITS | records.tag if records.shared else 0
+        return f"{records.generation:020d},{of_pool:020d}"
 
     def _note(self, change: Change) -> None:
         key = (change.cls, change.ref)
@@ -183,10 +190,15 @@ class Events:
     def _parse(self, token: str) -> int:
         if token == "":
             return -1
-        number = token.partition(",")[0]
-        if not number.isdecimal() or len(number) > 30:
+        number, _, of_pool = token.partition(",")
+        if not number.isdecimal() or len(number) > 30 or len(of_pool) > 30:
             raise EventTokenInvalid(token[:100])
         after = int(number)
+        if self._records.shared and of_pool.isdecimal() and int(of_pool) & TAG_MASK != self._records.tag:
+            of_all = self._records.local_number(int(of_pool) >> TAG_BITS)
+            if of_all is None:
+                raise EventsLost()
+            after = of_all
         self._check_known(after)
         return after
 
