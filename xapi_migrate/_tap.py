@@ -41,6 +41,7 @@ class Options(UsageOptions):
         super().__init__()  # type: ignore[no-untyped-call]
         self._more: list[dict[str, Any]] = []
         self._listen: list[str] = []
+        self._auth: list[str] = []
 
     def opt_listen(self, endpoint: str) -> None:
         """Twisted endpoint to serve on; "tls:" in front serves https with this host's own certificate. Repeatable.
@@ -48,11 +49,15 @@ class Options(UsageOptions):
         self._listen.append(endpoint)
 
     def opt_auth(self, checker: str) -> None:
-        """Who may log in; file:PATH is the same as --users PATH."""
-        kind, _, path = checker.partition(":")
-        if kind != "file" or not path:
-            raise UsageError(f"--auth takes file:PATH, not {checker!r}.")
-        self._more.append({"users": path})
+        """Who may log in: file:PATH, a file of users; unix:NAMES, accounts of this machine [root]; or another kind of
+        twisted.cred's plug-ins. Repeatable. [the file of users]"""
+        from .xenapi.checkers import UnknownChecker, check_text
+
+        try:
+            check_text(checker)
+        except UnknownChecker as error:
+            raise UsageError(str(error)) from None
+        self._auth.append(checker)
 
     def opt_schemes(self, schemes: str) -> None:
         """Schemes that URIs are offered with, in this order, separated by commas. http moves memory and disks in
@@ -84,6 +89,8 @@ class Options(UsageOptions):
         said = {name.replace("-", "_"): self[name] for name in names if self[name] is not None}
         if self._listen:
             said["listen"] = tuple(self._listen)
+        if self._auth:
+            said["auth"] = tuple(self._auth)
         return build(merge(file, said, *self._more))
 
     def _show(self) -> NoReturn:

@@ -63,6 +63,10 @@ class Config:
     member_lost: float = 15.0
     # File of user names and password hashes; empty: state_dir/users.
     users: str = ""
+    # Who may log in, and thereby do everything: file:PATH such a file; unix:NAMES accounts of this machine (root alone
+    # if none is named); the kind of another plug-in of twisted.cred with its argument. Each is tried in turn; empty:
+    # the file of users alone.
+    auth: tuple[str, ...] = ()
     # Hypervisor; qemu is the only one so far.
     domains: str = "qemu"
     # QEMU's accelerators in order of preference; the first that it can open is used. "kvm, tcg" on a host with KVM.

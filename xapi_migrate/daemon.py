@@ -50,10 +50,10 @@ from .uris.capability import Capability
 from .uris.peer import HttpPeer
 from .uris.reach import Reach
 from .uris.tree import MigrationTree
+from .xenapi.checkers import AnyOf, make_checker
 from .xenapi.local_socket import listen_locally
 from .xenapi.migration_calls import MigrationCalls
 from .xenapi.own_calls import data_model
-from .xenapi.passwords import PasswordFile
 from .xenapi.server import XenAPIServer, make_server
 
 log = Logger(namespace="xapi_migrate.daemon")
@@ -127,9 +127,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     if config.profile not in PROFILES:
         raise InvalidValue("profile", config.profile)
     host = await prepare_host(records, state_dir, drivers.usable, _address(config), profile=PROFILES[config.profile])
-    users = config.users or str(state_dir / "users")
+    checker = make_checker(config.auth or (f"file:{config.users}",), state_dir, reactor)
     beside = stand_beside(upstream, records, reactor, upstream_trust) if upstream is not None else None
-    server = _server(records, PasswordFile(state_dir / users, reactor), reactor, host, beside)
+    server = _server(records, checker, reactor, host, beside)
     daemon.closes(server.stop)
     toolstack = make_toolstack(
         server, drivers, _make_sr(services), domains, LinuxBridges(), host, state_dir, reactor, config.without_bridge
@@ -179,9 +179,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         log.info("listening: {description}", description=f"unix:{path}")
 
 
-def _server(records: Records, passwords: PasswordFile, reactor: Any, host: str, beside: Beside | None) -> XenAPIServer:
+def _server(records: Records, checker: AnyOf, reactor: Any, host: str, beside: Beside | None) -> XenAPIServer:
     if beside is None:
-        return make_server(records, [passwords], reactor, lambda: host)
+        return make_server(records, [checker], reactor, lambda: host)
     return make_server(records, [], reactor, sessions=beside.sessions, elsewhere=beside.elsewhere)
 
 

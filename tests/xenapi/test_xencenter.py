@@ -24,18 +24,22 @@ Cache = dict[str, dict[str, dict[str, Any]]]
 
 @attrs.define
 class Version:
-    """One XenCenter: its profile here, its wire, its log-in arguments, the API version that it must see."""
+    """One XenCenter: its profile here, its wire, its log-in arguments, the API version that it must see. `begins` is
+    the wire by which it logs in and asks for that version, where it changes over then."""
 
     profile: str
     client: Callable[[int], Client]
     login: tuple[str, ...]
     api: tuple[int, int]
     legacy: bool = False
+    begins: Callable[[int], Client] | None = None
 
 
 VERSIONS = [
     Version("xencenter-6.2", XmlClient, ("2.0",), (1, 10)),
     Version("legacy-events", XmlClient, ("2.0",), (1, 9), legacy=True),
+    Version("xencenter-7.0", XmlClient, ("2.5", "XenCenter 7.0.0"), (2, 5)),
+    Version("xencenter-8.2", JsonClient, ("2.15", "XenCenter 8.2.3"), (2, 15), begins=XmlClient),
     Version("xencenter-2023", JsonClient, ("2.20", "XenCenter 2023.1"), (2, 23)),
 ]
 
@@ -46,7 +50,7 @@ class Connected:
     def __init__(self, version: Version, server: Server) -> None:
         self.version, self.server = version, server
         self.wires: list[Client] = []
-        main = self.wire()
+        main = self.wire(version.begins)
         self.session: str = main.call("session.login_with_password", USER, PASSWORD, *version.login)
         call = self.call
         [(self.pool, pool)] = call("pool.get_all_records").items()
@@ -56,6 +60,9 @@ class Connected:
         check_fields("host", host)
         assert (int(host["API_version_major"]), int(host["API_version_minor"])) == version.api
         self.check_host(host)
+        if version.begins is not None:
+            self.wires.insert(0, self.wire())
+            self.wires.pop()
         assert call("session.get_is_local_superuser", self.session) is True
         if not version.legacy:
             if version.client is JsonClient:
@@ -80,10 +87,12 @@ class Connected:
         assert all(part.isdecimal() for part in software["platform_version"].split("."))
         platform = [int(part) for part in software["platform_version"].split(".")]
         assert self.version.legacy or platform >= [1, 5, 50]
-        assert self.version.client is XmlClient or (platform >= [2, 9, 50] and software["product_brand"] == "XenServer")
+        brands = {"xencenter-8.2": "Citrix Hypervisor", "xencenter-2023": "XenServer"}
+        assert software["product_brand"] == brands.get(self.version.profile, "XenServer")
+        assert self.version.profile != "xencenter-2023" or platform >= [2, 9, 50]
 
-    def wire(self) -> Client:
-        self.wires.append(self.version.client(self.server.port))
+    def wire(self, kind: Callable[[int], Client] | None = None) -> Client:
+        self.wires.append((kind or self.version.client)(self.server.port))
         return self.wires[-1]
 
     def call(self, method: str, *params: Any) -> Any:
