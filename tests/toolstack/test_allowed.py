@@ -183,6 +183,9 @@ async def test_devices_are_refused_by_the_codes_that_clients_know(tmp_path: Path
         assert await said("VBD.eject", disk) == ["VBD_NOT_REMOVABLE_MEDIA", disk]
         written = {"VM": vm, "VDI": made.refs["medium"], "userdevice": "9", "type": "CD", "mode": "RW"}
         assert await said("VBD.create", written) == ["VBD_CDS_MUST_BE_READONLY"]
+        sr = made.refs["SR"]
+        for method, params in (("VM.snapshot", ("a", [])), ("VM.checkpoint", ("a",)), ("VM.clone", ("a",))):
+            assert await said(method, vm, *params) == ["SR_OPERATION_NOT_SUPPORTED", sr]
         await here.call("VBD.eject", drive)
         await here.call("VBD.insert", empty, made.refs["medium"])
         assert (here.get("VBD", drive)["empty"], here.get("VBD", empty)["empty"]) == (True, False)

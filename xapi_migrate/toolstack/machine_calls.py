@@ -6,7 +6,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from xapi_migrate.errors import HandleInvalid, InvalidValue, RemoteError
+from xapi_migrate.errors import HandleInvalid, InvalidValue, NotImplementedHere, RemoteError
+from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.operations import Operations
@@ -135,6 +136,24 @@ class MachineCalls:
             "VM", self_, memory_static_min=static_min, memory_static_max=static_max, memory_dynamic_min=dynamic_min,
             memory_dynamic_max=dynamic_max,
         )  # fmt: skip
+
+    # -- what no SR here does -----------------------------------------------------------------
+
+    def VM_snapshot(self, call: CallContext, vm: str, new_name: str, ignore_vdis: list[str]) -> None:
+        self._refuse(vm, "VDI_SNAPSHOT")
+
+    def VM_checkpoint(self, call: CallContext, vm: str, new_name: str) -> None:
+        self._refuse(vm, "VDI_SNAPSHOT")
+
+    def VM_clone(self, call: CallContext, vm: str, new_name: str) -> None:
+        self._refuse(vm, "VDI_CLONE")
+
+    def _refuse(self, vm: str, operation: str) -> None:
+        """Named is the SR of the VM's first disk; one without disks is not copied either."""
+        for vbd in self._machines.disks(vm):
+            vdi = self._records.get("VBD", vbd)["VDI"]
+            raise SrOperationNotSupported(self._records.get("VDI", vdi)["SR"], operation)
+        raise NotImplementedHere(operation)
 
     def VM_update_allowed_operations(self, call: CallContext, self_: str) -> None:
         """They are true always."""
