@@ -1,0 +1,1 @@
+"""VDIs as LUNs of an iSCSI target that is there already."""

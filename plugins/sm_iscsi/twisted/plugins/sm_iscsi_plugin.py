@@ -1,0 +1,3 @@
+from sm_iscsi.driver import ISCSIDriver
+
+driver = ISCSIDriver()
