@@ -69,6 +69,12 @@ class DatapathOf:
         QEMU discard, and what is read then is not defined."""
         return self.node is not None or Path(self.path).is_block_device()
 
+    @property
+    def keeps_discarded(self) -> bool:
+        """Whether what is discarded in the view may be read afterwards: a VHD takes no notice of discards, and what
+        they leave on a device is not defined. Zeroes have to be written there, which tgtd does block by block."""
+        return not self.is_its_file and (self.is_thick or self.format == ImageFormat.VHD.value)
+
 
 class Datapath:
     """Made by `Datapaths`. Calls of several users are put in order."""
@@ -89,11 +95,6 @@ class Datapath:
     def view(self) -> Path:
         """The file that shows the disk's bytes as they are, for tgtd."""
         return Path(self.of.path) if self.of.is_its_file else self.daemon.folder / VIEW
-
-    @property
-    def file(self) -> Path:
-        """The file that is to be flushed: the image's, or the view of one that has none here."""
-        return self.view if self.of.node is not None else Path(self.of.path)
 
     async def build(self) -> None:
         """The nodes of a new process."""

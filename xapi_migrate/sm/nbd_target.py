@@ -67,10 +67,18 @@ class NBDService:
             self._exports[folder.name] = export
 
     async def add(
-        self, migration: str, vdi: str, path: Path, address: str, *, scsi_id: str, read_only: bool = False
+        self,
+        migration: str,
+        vdi: str,
+        path: Path,
+        address: str,
+        *,
+        scsi_id: str,
+        read_only: bool = False,
+        holes: bool = True,
     ) -> TargetUrl:
-        """Serve the file at `path` at the local `address`; `vdi` and `scsi_id` name it. Repeatable: what died is served
-        again where it was. SrBackendFailure."""
+        """Serve the file at `path` at the local `address`; `vdi` and `scsi_id` name it. Zeroes are punched as `holes`,
+        or written. Repeatable: what died is served again where it was. SrBackendFailure."""
         name = migration_id(migration)
         await self._lock.acquire()
         try:
@@ -80,7 +88,7 @@ class NBDService:
                 url = TargetUrl(NBDAddress(address, free_port(address), vdi, scsi_id).url, f"migration-{name}", key)
                 export = _Export(name, vdi, url)
             if not export.alive:
-                await self._start(export, path, read_only)
+                await self._start(export, path, read_only, holes)
             return export.url
         finally:
             self._lock.release()
@@ -138,11 +146,11 @@ class NBDService:
             if export.child is not None:
                 export.child.abandon()
 
-    async def _start(self, export: _Export, path: Path, read_only: bool) -> None:
+    async def _start(self, export: _Export, path: Path, read_only: bool, holes: bool) -> None:
         folder = self._folder / f"{export.migration}-{export.vdi}"
         for attempt in range(_ATTEMPTS):
             try:
-                await self._spawn(export, folder, path, read_only)
+                await self._spawn(export, folder, path, read_only, holes)
                 self._exports[folder.name] = export
                 return
             except BaseException as failure:
@@ -154,7 +162,7 @@ class NBDService:
                 moved = attrs.evolve(address, port=free_port(address.address))
                 export.url = attrs.evolve(export.url, url=moved.url)
 
-    async def _spawn(self, export: _Export, folder: Path, path: Path, read_only: bool) -> None:
+    async def _spawn(self, export: _Export, folder: Path, path: Path, read_only: bool, holes: bool) -> None:
         address = read_address(export.url.url)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_key(folder / KEYS, export.url)
@@ -163,7 +171,8 @@ class NBDService:
         _write_secret(folder / _STATE, json.dumps(state))
         argv = [
             "nbdkit", "--foreground", "--ipaddr", address.address, "--port", str(address.port), "--pidfile", _UP,
-            "--tls=require", f"--tls-psk={KEYS}", *(["--readonly"] if read_only else []), "file", f"file={path}",
+            "--tls=require", f"--tls-psk={KEYS}", *(["--readonly"] if read_only else []),
+            *([] if holes else ["--filter=nozero"]), "file", f"file={path}", *([] if holes else ["zeromode=notrim"]),
         ]  # fmt: skip
         try:
             child = await spawn(self._reactor, folder, argv)

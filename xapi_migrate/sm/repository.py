@@ -179,8 +179,11 @@ class Repository:
         try:
             await datapath.activate(TARGET)
             serve = self._serve(secure, thick=datapath.of.is_thick)
+            if datapath.of.keeps_discarded:
+                serve = partial(self._services.nbd.add, holes=False)
             url = await serve(migration, uuid, datapath.view, address, scsi_id=uuid)
-            self._services.flushing.begin(uuid, datapath.file)
+            if datapath.of.node is None:  # what has no file here may be on storage that hangs
+                self._services.flushing.begin(uuid, Path(datapath.of.path))
             return url
         except BaseException:
             await self._services.datapaths.detach(uuid, TARGET)
