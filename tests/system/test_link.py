@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.system.world import GuestOf, World, as_raw
 from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest
 from xapi_migrate.testing.guests.ticker import Ticker
+from xapi_migrate.testing.postgresql import PostgreSQL
 
 pytestmark = pytest.mark.system
 
@@ -150,3 +152,52 @@ def test_a_guest_that_writes_faster_than_the_link_carries(link: Link, far: World
     assert any("writes to disk 0 are limited to" in text for text in told), told
     link.shape(FAST)
     unbroken(far, made, tmp_path, moved=True)
+
+
+def test_two_members_of_one_pool_over_one_postgresql(link: Link, tmp_path: Path) -> None:
+    """Records are shared and so is the disk: only memory crosses the link, and when that is cut the guest stays."""
+    link.shape(FAST)
+    link.heal()
+    folder = Path(tempfile.mkdtemp(prefix="xm-"))
+    try:
+        with PostgreSQL() as server:
+            lab = Lab(folder, settings=SETTINGS, one_pool=True, database=server.new_database())
+            lab.hosts = distant_hosts(link, lab.hosts)
+            with inside(link.path("s")), lab:
+                world = World(lab)
+                made = world.new_guest(world.source, Guest(filled=32, ticker=FULL), "shared")
+                cut = world.follow(pool_migrate(world, made.uuid), at_step(world, "4.1", link.cut))
+                assert cut.status == "failure", "the memory was sent before the link was cut"
+                world.wait(lambda: world.ticks(made.uuid, world.source), "the guest does not go on")
+                link.heal()
+                begun = pool_migrate(world, made.uuid, patience=40)
+                seen = world.follow(begun)
+                assert (seen.status, seen.error_info) == ("success", [])
+                world.wait(lambda: world.ticks(made.uuid, world.destination), "the guest does not tick there")
+                for host in lab.hosts:  # one record, whichever member is asked
+                    [record] = [r for r in world.vms(host).values() if r["uuid"] == made.uuid]
+                    with world.session(host) as api:
+                        assert api.host.get_name_label(record["resident_on"]) == world.destination.name
+                assert world.processes(world.source, "domains") == []
+                [image, _] = world.images(world.destination, made.uuid)
+                world.shut_down(world.destination, made.uuid)
+                console = world.console(made.uuid, world.source, world.destination)
+                assert (console.breaks, console.anomalies) == ([], [])
+                assert made.guest.ticker.lost(image, console.counters) == []
+    finally:
+        link.heal()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pool_migrate(world: World, uuid: str, patience: float = 0.0) -> str:
+    """Async.VM.pool_migrate to the destination. After a cut its receiver may first have to be done with the last one,
+    and its host to be heard of again."""
+    deadline = time.monotonic() + patience
+    while True:
+        with world.session(world.source) as api:
+            [host] = api.host.get_by_name_label(world.destination.name)
+            task = str(api.Async.VM.pool_migrate(api.VM.get_by_uuid(uuid), host, {}))
+            time.sleep(0.5)
+            record = api.task.get_record(task)
+        if record["status"] != "failure" or time.monotonic() > deadline:
+            return task
