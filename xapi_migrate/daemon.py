@@ -190,7 +190,9 @@ def _pool(
 ) -> tuple[Pool, Members]:
     """With a database of its own a host is alone, and nothing of this is used."""
     records = server.records
-    members = Members(records, reactor, about.ref, config.member_interval, config.member_lost)
+    members = Members(
+        records, reactor, about.ref, config.member_interval, config.member_lost, about.claims.memory
+    )  # fmt: skip
     placement = Placement(records, about.ref, toolstack.networks, about.claims.memory)
     routing = Routing(records, about.ref, placement)
     pool = Pool(records, reactor, server.dispatcher, members, routing, engine.receive)

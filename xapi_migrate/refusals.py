@@ -332,6 +332,16 @@ class SrOperationNotSupported(MigrateError):
 
 
 @catalogue
+class SrHasPbd(MigrateError):
+    """The SR {sr} is attached at other hosts of the pool: unplug their PBDs first."""
+
+    code = "SR_HAS_PBD"
+    parameters = ("sr",)
+    status = 409
+    sr: str
+
+
+@catalogue
 class HostOffline(MigrateError):
     """The host {host} does not answer, so what is on it cannot be reached."""
 

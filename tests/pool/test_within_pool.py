@@ -128,6 +128,9 @@ def test_any_member_answers_and_a_change_wakes_who_waits_at_another(pool: PoolWo
         # it starts where that is asked for, or can be; once
         there.VM.start(vm, False, False)
         assert there.VM.get_resident_on(vm) == pool.ref(pool.destination)
+        with pytest.raises(XenAPI.Failure) as attached:
+            here.SR.forget(here.SR.get_by_uuid(pool.source.srs["shared-qcow2"]))
+        assert attached.value.details[0] in ("SR_HAS_PBD", "VDI_IN_USE")
         with pytest.raises(XenAPI.Failure) as late:
             here.VM.start_on(vm, pool.ref(pool.source), False, False)
         assert late.value.details[0] == "VM_BAD_POWER_STATE"
@@ -186,6 +189,9 @@ def test_a_member_that_dies_does_not_stop_the_others(pool: PoolWorld) -> None:
         with pytest.raises(XenAPI.Failure) as refused:
             api.VM.pool_migrate(api.VM.get_by_uuid(other), there, {})
         assert refused.value.details == ["HOST_OFFLINE", there]
+        with pytest.raises(XenAPI.Failure) as refused:
+            api.VM.power_state_reset(api.VM.get_by_uuid(other))
+        assert refused.value.details[0] == "OPERATION_NOT_ALLOWED", "its host answers"
         assert pool.ticks(lost, pool.destination), "the guest ends with its daemon"
         pool.destination.start()
         pool.destination.wait_ready()

@@ -41,6 +41,9 @@ async def prepare(migration: Incoming) -> None:
         Mark.BEGUN, digest=migration.digest, task=task, plan=plan.to_json(), document=migration.document
     )
     _create_records(migration)
+    if plan.in_pool or migration.host.records.member_secret:
+        # An image whose VDI other members do not know yet would be taken for a new one by SR.scan.
+        await migration.host.records.flush()
     for disk in plan.disks:
         if not disk.found:
             await migration.sr_of(disk).vdi_create(disk.vdi_uuid, disk.size)

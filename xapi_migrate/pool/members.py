@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet import defer, task
@@ -22,13 +22,16 @@ HELLO_SECONDS = 5.0
 class Members:
     """`host` is this host's ref. Every `interval` seconds, and when something was committed here, the others are told
     to look into the database; a member that has not answered for `lost` seconds is taken for dead, and what was asked
-    of it fails."""
+    of it fails. `free_memory` is in bytes."""
 
-    def __init__(self, records: Records, reactor: Any, host: str, interval: float, lost: float) -> None:
+    def __init__(self, records: Records, reactor: Any, host: str, interval: float, lost: float,
+        free_memory: Callable[[], int],
+    ) -> None:  # fmt: skip
         self.host = host
         self._records = records
         self._reactor = reactor
         self._lost = lost
+        self._free_memory = free_memory
         self._clients: dict[str, MemberClient] = {}
         self._heard: dict[str, float] = {}
         self._telling: set[str] = set()
@@ -67,6 +70,7 @@ class Members:
         started(self._records.refresh()).addErrback(lambda failure: None)
         self._tell_all()
         self._say_live(self.host, True)
+        self._say_memory()
         now = self._reactor.seconds()
         for host in self._others():
             if now - self._heard.setdefault(host, now) > self._lost:
@@ -82,6 +86,14 @@ class Members:
         metrics = self._records.get("host", host)["metrics"]
         if metrics != NULL:
             self._records.update("host_metrics", metrics, live=live)
+
+    def _say_memory(self) -> None:
+        """How much is free, when that has changed by a sixteenth: others place VMs by it."""
+        metrics, free = self._records.get("host", self.host)["metrics"], self._free_memory()
+        if metrics != NULL:
+            told = self._records.get("host_metrics", metrics)["memory_free"]
+            if abs(told - free) > told // 16:
+                self._records.update("host_metrics", metrics, memory_free=free)
 
     def _take_mastership(self) -> None:
         """The first host that is alive is master in the place of a dead one. It is a name for clients: nothing depends

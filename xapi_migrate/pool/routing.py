@@ -12,17 +12,16 @@ from xapi_migrate.toolstack.placement import Placement
 from xapi_migrate.xenapi.datamodel import Message
 
 ANYWHERE = {
-    "VM": {
-        "create", "destroy", "receive", "assert_can_boot_here", "get_possible_hosts", "set_memory_limits",
-        "get_allowed_VBD_devices", "get_allowed_VIF_devices", "update_allowed_operations",
-    },
+    "VM": {"create", "destroy", "receive", "assert_can_boot_here", "update_allowed_operations", "power_state_reset"},
     "VDI": set[str](),
-    "SR": {"get_supported_types"},
+    "SR": set[str](),
     "PBD": {"create"},
-    "host": {"get_management_interface", "set_license_params"},
+    "host": set[str](),
     "task": {"create"},
-}  # fmt: skip
+}
 """Of the calls that are more than reading and setting a field: those that are about records alone."""
+ASKED = {"get_servertime", "get_server_localtime", "get_data_sources", "get_vms_which_prevent_evacuation"}
+"""What a host has to be asked for."""
 ON_HOST = {"start_on", "resume_on"}
 
 
@@ -38,12 +37,16 @@ class Routing:
         """The member's ref; "" if it is this one, or any."""
         if not values or message.cls not in ANYWHERE or message.name in ANYWHERE[message.cls]:
             return ""
-        if message.kind == "field" and message.cls != "task":
+        if message.name.startswith("get_") and message.name not in ASKED or self._sets(message):
             return ""
         if message.kind == "object" and message.name not in ("create", "destroy"):
             return ""
         host = self._of(message.cls, message.name, values)
         return "" if host in (self._host, NULL) else host
+
+    def _sets(self, message: Message) -> bool:
+        """Fields are set where that is asked for; a task's by its own host, which writes them all the time."""
+        return message.cls != "task" and message.name.startswith(("set_", "add_", "remove_"))
 
     def _of(self, cls: str, name: str, values: Sequence[Any]) -> str:
         first = values[0]

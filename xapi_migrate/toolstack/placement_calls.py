@@ -66,6 +66,21 @@ class PlacementCalls:
         networks = {vif: network for vif, network in vifs if network != NULL}
         await self._engine.migrate(vm, uris, {}, {}, task, networks, "pool_migrate")
 
+    def VM_power_state_reset(self, call: CallContext, vm: str) -> None:
+        """The administrator's word that the VM's host is gone for good, and the VM with it. If that is wrong, a VM that
+        is started anew runs twice: so it is refused while the host answers."""
+        record = self._records.get("VM", vm)
+        hosts = {record["resident_on"], record.get("_domain_host") or NULL} - {NULL}
+        for host in hosts & set(self._records.refs("host")):
+            if self._placement.is_live(host):
+                raise OperationNotAllowed(f"The host {host} of VM {vm} answers: shut the VM down there.")
+        self._records.update(
+            "VM", vm, power_state="Halted", resident_on=NULL, domid=-1, current_operations={}, _domain="",
+            _domain_host="",
+        )  # fmt: skip
+        for vbd in record["VBDs"]:
+            self._records.update("VBD", vbd, currently_attached=False)
+
     def host_enable(self, call: CallContext, host: str) -> None:
         self._records.update("host", host, enabled=True)
 

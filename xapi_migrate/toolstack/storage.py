@@ -9,7 +9,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, OperationNotAllowed, SrNotAttached, VdiInUse
-from xapi_migrate.refusals import SrOperationNotSupported
+from xapi_migrate.refusals import SrHasPbd, SrOperationNotSupported
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, ISMDriver, SRConfig, VDIInfo
 from xapi_migrate.store.interfaces import NULL, Record
@@ -126,8 +126,9 @@ class Storage:
         self._records.update("PBD", pbd, currently_attached=False)
 
     async def forget(self, sr: str) -> None:
-        """SR.forget: the records go, the data stays."""
+        """SR.forget: the records go, the data stays. VdiInUse, SrHasPbd."""
         self._records.get("SR", sr)
+        self._check_here_only(sr)
         for pbd in self._records.find("PBD", SR=sr):
             await self.unplug(pbd)
         self.drop_records(sr)
@@ -135,9 +136,15 @@ class Storage:
     async def destroy(self, sr: str) -> None:
         """SR.destroy: the VDIs go too. VdiInUse."""
         self._check_idle(sr)
+        self._check_here_only(sr)
         for vdi in self._records.find("VDI", SR=sr):
             await self.destroy_vdi(vdi)
         await self.forget(sr)
+
+    def _check_here_only(self, sr: str) -> None:
+        for pbd in self._records.find("PBD", SR=sr, currently_attached=True):
+            if self._records.get("PBD", pbd)["host"] != self._host:
+                raise SrHasPbd(sr)
 
     def _check_idle(self, sr: str) -> None:
         """VdiInUse while something is being done with a VM that has a disk in the SR: its disks are not attached all
@@ -175,6 +182,7 @@ class Storage:
         async with _held(self._lock(sr)):
             before = self._records.find("VDI", SR=sr)
             there = {info.uuid: info for info in await repository.scan()}
+            await self._records.refresh()  # what other members have made has its record by now
             for ref in before:
                 record = self._records.get("VDI", ref) if ref in self._records.refs("VDI") else None
                 if record is not None:
