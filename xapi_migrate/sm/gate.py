@@ -200,11 +200,14 @@ class Gate:
 
     def _file(self, nodes: ImageNodes, location: Location) -> dict[str, Any]:
         """What is below the format."""
-        node = {"node_name": nodes.file, "discard": "unmap", "read_only": self._read_only}
+        # What is read after a discard is only defined where it punches a hole into a file. Elsewhere a guest's TRIM
+        # goes no further, and a hole is written as zeroes: a copy of the disk then is equal to it, and stays so.
+        node = {"node_name": nodes.file, "discard": "ignore", "read_only": self._read_only}
         if isinstance(location, ImageNode):
             return {**location.options, **{option: nodes.secret(option) for option in location.secrets}, **node}
-        driver = "host_device" if location.path.is_block_device() else "file"
-        return {"driver": driver, "filename": str(location.path), **node}
+        if location.path.is_block_device():
+            return {"driver": "host_device", "filename": str(location.path), **node}
+        return {"driver": "file", "filename": str(location.path), **node, "discard": "unmap"}
 
     def _image(self, nodes: ImageNodes, location: Location) -> dict[str, Any]:
         limit = {"size": location.size} if location.size and location.format is ImageFormat.RAW else {}
