@@ -16,6 +16,7 @@ from twisted.python.usage import UsageError
 from .config import Config
 from .configuration import ConfigError, build, load, merge, setting, show
 from .errors import MigrateError
+from .steady import make_steady
 
 if TYPE_CHECKING:
     from .daemon import Daemon
@@ -158,4 +159,6 @@ def makeService(options: Options, reactor: Any = None) -> DaemonService:
     """The daemon as a service. `reactor` for tests."""
     if reactor is None:
         from twisted.internet import reactor
+
+        make_steady(reactor)
     return DaemonService(options.config_value, reactor)

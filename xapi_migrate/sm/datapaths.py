@@ -98,9 +98,13 @@ class Datapaths:
             if datapath is None:
                 return
             if datapath.daemon.alive:
-                if await datapath.detach(user):
-                    await self._end(datapath)
-                return
+                try:
+                    if await datapath.detach(user):
+                        await self._end(datapath)
+                    return
+                except SrBackendFailure:
+                    if datapath.daemon.alive:
+                        raise
             datapath.users.pop(user, None)
             if not can_be_revived(datapath.of, datapath.users):
                 await self._end(datapath)

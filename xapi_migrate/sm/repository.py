@@ -159,7 +159,13 @@ class Repository:
             await copy.finish()
 
     async def vdi_detach(self, uuid: str, purpose: Purpose = Purpose.DOMAIN) -> None:
-        await self.vdi_deactivate(uuid, purpose)
+        try:
+            await self.vdi_deactivate(uuid, purpose)
+        except SrBackendFailure:
+            datapath = self._services.datapaths.get(uuid)
+            if datapath is not None and datapath.users.get(purpose.value):
+                raise
+            # It died meanwhile. What was started in its place is inactive.
         await self._tidied(uuid)
         await self._services.datapaths.detach(uuid, purpose.value)
 
