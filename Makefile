@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`; each sets the machine up first.
-.PHONY: setup lint test test-all faults test-lvm demo bench clean
+.PHONY: setup lint test test-all faults soak test-lvm demo bench clean
 
 setup:
 	@sh scripts/setup
@@ -19,6 +19,10 @@ test-all: lint
 # Every fault at every point of a migration, on real processes; PART="-k copier" a part of it. Takes an hour or so.
 faults: setup
 	@FAULTS=all .venv/bin/python -m pytest -q -m system tests/faults $(PART)
+
+# A guest moves back and forth a hundred times, with random cancels and kills; SOAK="10 SEED" for fewer.
+soak: setup
+	@.venv/bin/python -m tests.faults.soak $(SOAK)
 
 # sm_lvm on real LVM, which needs a kernel with device-mapper: in a small virtual machine; ARGS="-k thin" and so on.
 test-lvm: setup

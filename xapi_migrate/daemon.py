@@ -222,7 +222,6 @@ def _host(
     state_dir = config.state_dir.absolute()
     at = Stops(state_dir / FOLDER) if config.test_options else nowhere
     return Host(
-        name=str(server.records.get("host", ref)["name_label"]),
         ref=ref,
         config=config,
         clock=reactor,

@@ -21,14 +21,16 @@ LINK_DOWN = 2.5
 @attrs.frozen
 class Blow:
     """`strike` is called while the daemon of the point's role stands still; `span` says where its victim is there.
-    `guest`: what is struck may be the guest itself. `daemon`: the role whose daemon has to be started again."""
+    `guest`: what is struck may be the guest itself. `daemon`: the role whose daemon has to be started again. `lasts`:
+    seconds until the link is mended; `hangs`: for these the daemon stays where it stands."""
 
     name: str
     strike: Callable[[Ground], None]
     span: Span = ALWAYS
     guest: bool = False
     daemon: str = ""
-    link: bool = False
+    lasts: float = 0.0
+    hangs: bool = False
 
     def falls_on(self, point: Point) -> bool:
         return self.span.holds(point)
@@ -64,6 +66,6 @@ BLOWS = [
     ),
     Blow("sender domain", _kill("sender", "domains"), Span(last="sender 5.3", undone=_UNDONE), guest=True),
     Blow("receiver domain", _kill("receiver", "domains"), Span("sender 4.3", undone=_IN_DOUBT), guest=True),
-    Blow("link cut", lambda ground: ground.link.take_down(), link=True),
-    Blow("link stall", lambda ground: ground.link.stall(), link=True),
+    Blow("link cut", lambda ground: ground.link.take_down(), lasts=LINK_DOWN),
+    Blow("link stall", lambda ground: ground.link.stall(), lasts=LINK_DOWN),
 ]

@@ -11,14 +11,12 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from tests.faults.blows import LINK_DOWN, Blow
+from tests.faults.blows import Blow
+from tests.faults.clients import Client
 from tests.faults.link import Link
 from tests.faults.points import Point
 from tests.system.world import GuestOf, World
@@ -30,7 +28,7 @@ from xapi_migrate.testing.guests import ticker
 
 SETTINGS = {
     "heartbeat_interval": 0.5,
-    "heartbeat_lost": 8.0,
+    "heartbeat_lost": 14.0,
     "connect": 2.0,
     "request": 10.0,
     "poll": 0.1,
@@ -86,25 +84,27 @@ class Ground:
 
     # -- one case
 
-    def run(self, point: Point, blow: Blow) -> str:
+    def run(self, point: Point, blow: Blow, client: Client | None = None) -> str:
         """Where the guest is in the end: sender, receiver, or halted at one of them."""
         self.open()
         guest = self._guest()
         begun = {host.name: _size(host.console(guest.uuid)) for host in (self.sender, self.receiver)}
         stopped = self.sender if point.role == "sender" else self.receiver
-        migration = Beginning(self, guest.uuid)
+        client = client or Client()
         failed = True
         try:
-            self._to_the_point(point, stopped, migration)
+            self._to_the_point(point, stopped, client, guest.uuid)
             at = time.monotonic()
             blow.strike(self)
-            _go_on(stopped)
+            if not blow.hangs:
+                _go_on(stopped)
             if blow.daemon:
                 struck = self.sender if blow.daemon == "sender" else self.receiver
                 struck.start()
                 struck.wait_ready()
-            if blow.link:
-                time.sleep(LINK_DOWN)
+            time.sleep(blow.lasts)
+            if blow.hangs:
+                _go_on(stopped)
             self.link.requests.lose.clear()
             self.link.mend()
             owner = self._settled(guest)
@@ -113,27 +113,27 @@ class Ground:
             failed = False
             return where
         finally:
+            client.end()
             if failed:
                 self.close()
-            migration.join()
 
-    def _to_the_point(self, point: Point, host: LabHost, migration: Beginning) -> None:
+    def _to_the_point(self, point: Point, host: LabHost, client: Client, uuid: str) -> None:
         if point.way != "moved":
             if point.way == "withdrawn":
                 self.link.requests.lose |= {"PUT /control", "GET /control"}
             turn = "3.6" if point.way == "cancelled" else "InDoubt"
             self._stop_at(self.sender, "sender", turn)
-            migration.start()
+            client.start(self, uuid)
             self._until_stopped(self.sender, point)
             if point.name == turn:
                 return
             self._stop_at(host, point.role, point.name)
-            migration.cancel()
+            client.cancel()
             _go_on(self.sender)
             self.world.wait(lambda: _state(self.sender) != "T" or _at(self.sender, point), "it does not go on")
         else:
             self._stop_at(host, point.role, point.name)
-            migration.start()
+            client.start(self, uuid)
         self._until_stopped(host, point)
 
     def _stop_at(self, host: LabHost, role: str, name: str) -> None:
@@ -204,53 +204,6 @@ class Ground:
             return found if len(datapaths) == 2 else [*found, f"{len(datapaths)} datapaths of 2 disks"]
 
         self.world.wait(lambda: not left(), f"left at {host.name}: {left()}", 15)
-
-
-class Beginning:
-    """VM.migrate, asked for by a thread, since the daemon may stop or die before it answers."""
-
-    def __init__(self, ground: Ground, uuid: str) -> None:
-        self._ground = ground
-        self._uuid = uuid
-        self._task = ""
-        self._session: Any = None
-        self._threads: list[threading.Thread] = []
-        self._begun = threading.Event()
-
-    def start(self) -> None:
-        uris = self._ground.link.requests.uris(self._ground.world.receive(host=self._ground.receiver))
-        self._run(lambda: self._begin(uris))
-
-    def cancel(self) -> None:
-        """The answer comes when the sender goes on."""
-        self._begun.wait(10)
-        self._run(lambda: self._session.xenapi.task.cancel(self._task))
-        time.sleep(0.1)
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join(20)
-
-    def _begin(self, uris: list[str]) -> None:
-        import XenAPI
-
-        sender = self._ground.sender
-        self._session = XenAPI.Session(sender.url)
-        self._session.xenapi.login_with_password("root", sender.password, "2.23", "faults")
-        vm = self._session.xenapi.VM.get_by_uuid(self._uuid)
-        self._task = self._session.xenapi.Async.VM.migrate(vm, uris, {}, {})
-        self._begun.set()
-
-    def _run(self, work: Callable[[], object]) -> None:
-        def quietly() -> None:
-            try:
-                work()
-            except Exception as lost:  # the daemon was killed
-                print(f"VM.migrate: {lost}")
-
-        thread = threading.Thread(target=quietly, daemon=True)
-        self._threads.append(thread)
-        thread.start()
 
 
 def _state(host: LabHost) -> str:

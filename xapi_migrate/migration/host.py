@@ -78,7 +78,6 @@ class Host:
     """This host, as both machines' work sees it. `clock` is a reactor or a test's Clock; `peers` makes the sender's
     client for a list of URIs; `stories` is where migration logs go."""
 
-    name: str
     ref: str
     config: Config
     clock: Any
@@ -98,6 +97,11 @@ class Host:
 
     def __attrs_post_init__(self) -> None:
         self.claims = Claims(self.free_memory, self.domains.untouched)
+
+    @property
+    def name(self) -> str:
+        """Its name-label, as it is now."""
+        return str(self.records.get("host", self.ref)["name_label"])
 
     def story(self, role: str, migration: str) -> Story:
         """A new one, or more of the one that an earlier daemon began."""

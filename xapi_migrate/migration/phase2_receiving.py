@@ -24,6 +24,8 @@ from .interfaces import PROTOCOL_VERSION, DiskOffer
 from .journal import Mark
 
 HIDDEN = "HideFromXenCenter"
+LEAST_ROOM = 1 << 20
+"""Free bytes of an SR below which it is looked at whether the copies still fit."""
 
 
 async def prepare(migration: Incoming) -> None:
@@ -69,12 +71,29 @@ async def still_there(migration: Incoming) -> bool:
 
 
 async def look_after(migration: Incoming) -> None:
-    """TargetDied if something that the sender copies into is gone."""
+    """TargetDied if something that the sender copies into is gone, SrFull if there is no room for it any more."""
     plan = migration.plan
     assert plan is not None
     for disk in plan.disks:
         if _offered(migration, disk) and not await migration.sr_of(disk).vdi_is_served(disk.vdi_uuid, migration.id):
             raise TargetDied(plan.final_uuid, disk.vdi_uuid, migration.host.name)
+    await _check_still_room(migration)
+
+
+async def _check_still_room(migration: Incoming) -> None:
+    """SrFull when an SR has filled up, by whatever, before all was copied: a copy only sees that a write has failed."""
+    plan = migration.plan
+    assert plan is not None
+    for sr_ref in {disk.sr_ref for disk in plan.disks if not disk.found}:
+        sr: ISR = migration.host.toolstack.sr(sr_ref)
+        stat = await sr.stat()
+        if stat.reserves or stat.free >= LEAST_ROOM:
+            continue
+        used = {info.uuid: info.used for info in await sr.scan()}
+        ours = [disk for disk in plan.disks if disk.sr_ref == sr_ref and not disk.found]
+        missing = sum(max(0, disk.size - used.get(disk.vdi_uuid, 0)) for disk in ours)
+        if missing > stat.free:
+            raise SrFull(sr.uuid, missing, stat.free)
 
 
 def _offered(migration: Incoming, disk: IncomingDisk) -> bool:

@@ -55,7 +55,8 @@ class Receiving:
         self._reason: Exception = MigrationAborted("no reason was given")
         self._acknowledged = False
         self._looking: defer.Deferred[None] | None = None
-        self._offering = defer.DeferredLock()
+        self._making = defer.DeferredLock()
+        """Held while VM, VDIs or a LUN are being made."""
         host = migration.host
         self._listening = Listening(
             host.clock, host.config.times.heartbeat_lost, migration.story, lambda reason: self._machine.abort(reason)
@@ -174,7 +175,7 @@ class Receiving:
         return 0
 
     async def get_disk(self, number: int, address: str) -> DiskOffer:
-        await self._offering.acquire()
+        await self._making.acquire()
         try:
             plan = self.migration.plan
             if self.state not in ("AwaitingMemory", "ReceivingMemory", "AwaitingDone") or plan is None:
@@ -183,7 +184,7 @@ class Receiving:
                 raise HandleInvalid("disk", str(number))
             return await phase2_receiving.offer_disk(self.migration, plan.disks[number], address)
         finally:
-            self._offering.release()
+            self._making.release()
 
     async def put_memory(self, memory: IIncomingMemory) -> None:
         if self.state != "AwaitingMemory":
@@ -240,7 +241,7 @@ class Receiving:
         self._stop_looking()
 
         async def activate() -> None:
-            await self._offers_made()
+            await self._made()
             await phase5_receiving.activate(self.migration)
 
         self._do(activate(), self._machine.activated)
@@ -259,7 +260,11 @@ class Receiving:
         if not turn.has_come:
             await turn.wait()
             self._told_place(0)
-        await phase2_receiving.prepare(self.migration)
+        await self._making.acquire()
+        try:
+            await phase2_receiving.prepare(self.migration)
+        finally:
+            self._making.release()
 
     def complete(self) -> None:
         self._let_others()
@@ -296,7 +301,7 @@ class Receiving:
 
         async def shut() -> bool:
             await note_undone(self.migration.journal, self.migration.story)
-            await self._offers_made()
+            await self._made()
             done = False
             try:
                 done = await phase5_receiving.shut(self.migration)
@@ -392,9 +397,9 @@ class Receiving:
         task.on_cancel(self.cancel)
         self.migration.story.listeners.append(lambda step, text: task.set_other("step", f"{step.id} {text}"))
 
-    async def _offers_made(self) -> None:
-        """No LUN is being made any more; and none will be, in the present state."""
-        await self._offering.run(lambda: None)
+    async def _made(self) -> None:
+        """Nothing is being made any more for the sender; and nothing will be, in the present state."""
+        await self._making.run(lambda: None)
 
     def _look_after(self) -> None:
         """While the sender copies: what it copies into must live."""

@@ -217,7 +217,7 @@ class SimHost:
         self.domains = self._driver(self.hypervisor)
         started(self.domains.open())
         host = Host(
-            name=self.name, ref=self.ref, config=Config(Path("/nowhere"), **self._options), clock=self.clock,
+            ref=self.ref, config=Config(Path("/nowhere"), **self._options), clock=self.clock,
             records=self.records, toolstack=self.toolstack, domains=self.domains, tasks=self.tasks,
             journals=self.journals, peers=lambda uris: self.peers(uris), free_memory=lambda: self.free_memory,
         )  # fmt: skip

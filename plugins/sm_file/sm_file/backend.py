@@ -11,6 +11,7 @@ from zope.interface import implementer
 
 from sm_file.images import SUFFIX, format_of, info_of, make_sparse
 from xapi_migrate.errors import InvalidValue, SrBackendFailure, SrFull, VdiMissing
+from xapi_migrate.processes.in_thread import in_thread
 from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.interfaces import ImageFormat, ImageLocation, ISRBackend, SRStat, VDIInfo
 from xapi_migrate.sm.optional import ISharedServices
@@ -60,14 +61,14 @@ class FileBackend:
         draft = path.with_suffix(".new")
         try:
             if self._format is ImageFormat.RAW:
-                await threads.deferToThread(make_sparse, draft, size)
+                await in_thread(make_sparse, draft, size)
             else:
                 # without force_size a VHD is as large as a geometry of cylinders, heads and sectors
                 extra = ("-o", "subformat=dynamic,force_size=on") if self._format is ImageFormat.VHD else ()
                 await self._qemu_img("create", "-q", "-f", self._format.value, *extra, str(draft), str(size))
-            await threads.deferToThread(draft.rename, path)
+            await in_thread(draft.rename, path)
         finally:
-            await threads.deferToThread(draft.unlink, missing_ok=True)
+            await in_thread(draft.unlink, missing_ok=True)
         return VDIInfo(uuid, size)
 
     async def vdi_destroy(self, uuid: str) -> None:
