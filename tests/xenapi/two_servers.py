@@ -154,7 +154,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     journals, stories = MemoryJournals(), folder / "migrations"
     stories.mkdir(exist_ok=True)
     host = Host(
-        name=name, ref=ref, config=config, clock=reactor, records=records, toolstack=toolstack, domains=domains,
+        ref=ref, config=config, clock=reactor, records=records, toolstack=toolstack, domains=domains,
         tasks=server.tasks, journals=journals, peers=lambda uris: HttpPeer(reactor, uris, TIMES),
         free_memory=lambda: FREE_MEMORY, stories=stories,
     )  # fmt: skip

@@ -137,11 +137,14 @@ class Tasks:
 
     def begin(self, label: str, description: str = "", user: str = "") -> Task:
         """A new pending task, of what `user` asked for."""
-        ref = self._records.create(
+        return self._begin(label, description, user)
+
+    def _begin(self, label: str, description: str = "", user: str = "", **ref: str) -> Task:
+        made = self._records.create(
             "task", name_label=label, name_description=description, status=PENDING, progress=0.0, created=self.now(),
-            type="<none/>", resident_on=self._host(), _user=user,
+            type="<none/>", resident_on=self._host(), _user=user, **ref,
         )  # fmt: skip
-        return self._of(ref)
+        return self._of(made)
 
     create = begin
 
@@ -151,9 +154,13 @@ class Tasks:
         return self._of(ref)
 
     def resume(self, ref: str, label: str) -> Task:
-        """After a restart: the task that the client still watches if it is there and pending, else a new one."""
+        """After a restart: the task that the client still watches if it is pending; under its own reference if its
+        record was lost with the daemon; else a new one."""
         found = self._of(ref)
-        return found if found.pending else self.begin(label)
+        if found.pending:
+            return found
+        known = ref in self._records.refs("task") or not ref.startswith("OpaqueRef:")
+        return self.begin(label) if known else self._begin(label, ref=ref)
 
     def succeed(self, task: TaskName, value: Any = None) -> None:
         """As Task.succeed; of a task that is known by its ref only too."""
