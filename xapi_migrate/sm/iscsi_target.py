@@ -325,7 +325,7 @@ class ISCSIService:
         self._tgt.find()
         await self._tgt.kill()
         self._state = _State(self._port)
-        for leftover in (_STATE, "tgt.sock.0", "tgt.sock.0.lock", "process.json"):
+        for leftover in (_STATE, "tgt.sock.0", "tgt.sock.0.lock", "process.json", "stdout", "stderr"):
             (self._folder / leftover).unlink(missing_ok=True)
 
     def _save(self) -> None:
