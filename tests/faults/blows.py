@@ -52,11 +52,12 @@ def _kill(side: str, folder: str) -> Callable[[Ground], None]:
 _UNDONE = ALWAYS.undone
 _CANCELLED = tuple(point.words for point in CANCELLED)
 _IN_DOUBT = ("sender InDoubt", "sender Withdrawing")
+_ANSWERED = ("receiver after-ended",)
 
 BLOWS = [
     Blow("sender daemon", lambda ground: ground.sender.kill(), daemon="sender"),
     Blow("receiver daemon", lambda ground: ground.receiver.kill(), daemon="receiver"),
-    Blow("sender datapath", _kill("sender", "datapaths"), Span(last="sender 5.4", undone=_UNDONE)),
+    Blow("sender datapath", _kill("sender", "datapaths"), Span(last="sender 5.4", undone=_UNDONE, but=_ANSWERED)),
     Blow("receiver datapath", _kill("receiver", "datapaths"), Span("receiver 2.3", undone=(*_CANCELLED, *_IN_DOUBT))),
     Blow("copier", _kill("sender", "copiers"), Span("sender 3.3", "sender 4.4", _CANCELLED[:2])),
     Blow(
@@ -64,7 +65,9 @@ BLOWS = [
         _kill("receiver", "tgt"),
         Span("receiver before-offered", "receiver Activating", (*_CANCELLED, *_IN_DOUBT)),
     ),
-    Blow("sender domain", _kill("sender", "domains"), Span(last="sender 5.3", undone=_UNDONE), guest=True),
+    Blow(
+        "sender domain", _kill("sender", "domains"), Span(last="sender 5.3", undone=_UNDONE, but=_ANSWERED), guest=True
+    ),
     Blow("receiver domain", _kill("receiver", "domains"), Span("sender 4.3", undone=_IN_DOUBT), guest=True),
     Blow("link cut", lambda ground: ground.link.take_down(), lasts=LINK_DOWN),
     Blow("link stall", lambda ground: ground.link.stall(), lasts=LINK_DOWN),

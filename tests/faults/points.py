@@ -47,7 +47,7 @@ MOVED = _points(
     "receiver 4.2", "sender 4.3", "sender 4.4", "sender Releasing", "receiver AwaitingDone", "sender 4.5",
     "sender before-done", "sender WritingDone", "sender after-done", "sender 5.1", "sender SayingDone",
     "receiver Activating", "receiver before-committed", "receiver WritingCommit", "receiver after-committed",
-    "receiver 5.2", "receiver Completing", "receiver before-ended", "receiver after-ended", "receiver Committed",
+    "receiver 5.2", "receiver Completing", "receiver before-ended", "receiver Committed", "receiver after-ended",
     "sender before-committed", "sender after-committed", "sender 5.3", "sender CleaningUp", "sender 5.4",
     "sender before-ended", "sender after-ended", "sender Completed", "receiver Gone",
 )  # fmt: skip
@@ -76,13 +76,17 @@ NOT_STRUCK = {
 
 @attrs.frozen
 class Span:
-    """From one point of a move to another, both of them included; `undone`: and these points on the other ways."""
+    """From one point of a move to another, both of them included; `undone`: and these points on the other ways; `but`:
+    not at these, where it may be gone."""
 
     first: str = "sender 1.4"
     last: str = "receiver Gone"
     undone: tuple[str, ...] = ()
+    but: tuple[str, ...] = ()
 
     def holds(self, point: Point) -> bool:
+        if point.words in self.but:
+            return False
         if point.way != "moved":
             return point.words in self.undone
         words = [one.words for one in MOVED]
