@@ -208,3 +208,35 @@ def test_over_postgresql(postgresql_pool: PoolWorld) -> None:
     assert pool.resident(made.uuid) is pool.destination
     goes_on(pool, made.uuid, pool.source, pool.destination)
     pool.is_left(pool.source)
+
+
+def test_cancelled_suspended_and_paused_by_whoever_is_asked(pool: PoolWorld) -> None:
+    [uuid] = pool.small_guests(1, pool.source)
+    here, there = pool.ref(pool.source), pool.ref(pool.destination)
+    with pool.session(pool.source) as api, pool.session(pool.destination) as other:
+        vm = other.VM.get_by_uuid(uuid)
+        task = other.Async.VM.pool_migrate(vm, there, {})
+        cancelled: list[bool] = []
+
+        def cancel(record: dict[str, Any]) -> None:
+            if "cancel" in record["allowed_operations"] and not cancelled:
+                cancelled.append(True)
+                other.task.cancel(task)
+
+        assert pool.follow(task, cancel, host=pool.destination).status == "cancelled"
+        assert (api.VM.get_resident_on(vm), api.VM.get_power_state(vm)) == (here, "Running")
+        pool.wait(lambda: other.VM.get_all() == [vm], "the hidden record is left")
+        pool.is_left(pool.destination)
+        assert pool.ticks(uuid, pool.source)
+        # its memory is on the shared SR, and resumed by the other member
+        other.VM.suspend(vm)
+        assert api.VM.get_power_state(vm) == "Suspended"
+        api.VM.resume_on(vm, there, False, False)
+        assert (other.VM.get_resident_on(vm), other.VM.get_power_state(vm)) == (there, "Running")
+        goes_on(pool, uuid, pool.source, pool.destination)
+        pool.is_left(pool.source)
+        api.VM.pause(vm)
+        api.VM.pool_migrate(vm, here, {})
+        assert (other.VM.get_resident_on(vm), other.VM.get_power_state(vm)) == (here, "Paused")
+        other.VM.unpause(vm)
+        assert pool.ticks(uuid, pool.source)
