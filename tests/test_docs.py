@@ -15,9 +15,9 @@ from xapi_migrate.steps import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "NEWS.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
-ON_A_HOST = {"tmp", "var", "etc", "proc", "dev", "run"}
+ON_A_HOST = {"tmp", "var", "etc", "proc", "dev", "run", "usr"}
 """First folders of the absolute paths that a page may name."""
-PATHS_OF_URLS = {"RPC2", "json", "xmlrpc", "jsonrpc", "migrate"}
+PATHS_OF_URLS = {"RPC2", "json", "xmlrpc", "jsonrpc", "migrate", "services"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

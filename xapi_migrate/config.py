@@ -53,6 +53,9 @@ class Config:
     upstream: str = ""
     # PEM file of the authorities that vouch for an upstream without a fingerprint; empty: the system's.
     upstream_authorities: str = ""
+    # Path of a unix socket in xapi's folder of plugins, /var/lib/xcp/plugin/NAME, beside an upstream: what xapi passes
+    # on of /services/plugin/NAME is answered there; empty: none.
+    plugin_socket: str = ""
     # SQLAlchemy URL of the records; empty: an SQLite file in state_dir, and the host is alone. sqlite:////PATH for the
     # hosts of one machine, postgresql://USER@HOST/NAME for many.
     database: str = ""

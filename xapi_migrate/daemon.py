@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer
@@ -45,6 +46,7 @@ from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_c
 from .upstream.address import parse_upstream
 from .upstream.moves import UpstreamMigrationCalls
 from .upstream.opening import Beside, front, open_overlay, stand_beside
+from .upstream.plugin import plugin_site
 from .uris import offer
 from .uris.capability import Capability
 from .uris.peer import HttpPeer
@@ -159,6 +161,10 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         overlay = open_overlay(beside, server, config.request_limit)
         daemon.closes(overlay.close)
         served = partial(front, overlay)
+        if config.plugin_socket:
+            path = state_dir / config.plugin_socket
+            site = plugin_site(overlay.calls, path.name, config.request_limit)
+            await _listen_locally(daemon, reactor, path, "0600", site)
     site = served(tree)
     for description, endpoint in zip(config.listen, endpoints, strict=True):
         port = await endpoint.listen(site)
@@ -172,11 +178,14 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         daemon.closes(members.stop)
         members.start(_member_address(daemon, config, about.name, identity.fingerprint()))
     if config.api_socket:
-        path = state_dir / config.api_socket
-        port = await listen_locally(reactor, path, config.api_socket_mode, served(None))
-        daemon.ports.append(port)
-        daemon.closes(lambda port=port: defer.maybeDeferred(port.stopListening))  # type: ignore[misc]
-        log.info("listening: {description}", description=f"unix:{path}")
+        await _listen_locally(daemon, reactor, state_dir / config.api_socket, config.api_socket_mode, served(None))
+
+
+async def _listen_locally(daemon: Daemon, reactor: Any, path: Path, mode: str, site: Any) -> None:
+    port = await listen_locally(reactor, path, mode, site)
+    daemon.ports.append(port)
+    daemon.closes(lambda: defer.maybeDeferred(port.stopListening))  # type: ignore[call-overload]
+    log.info("listening: {description}", description=f"unix:{path}")
 
 
 def _server(records: Records, checker: AnyOf, reactor: Any, host: str, beside: Beside | None) -> XenAPIServer:

@@ -23,6 +23,8 @@ COMMANDS = {
     "force-settle": "doctor",
     "user-set": "user",
     "user-remove": "user",
+    "install-extensions": "extensions",
+    "uninstall-extensions": "extensions",
     "lab": "lab",
     "demo": "demo",
 }

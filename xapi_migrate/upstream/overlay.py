@@ -33,7 +33,7 @@ class Overlay:
         self.local_only = address.local
         self._address = address
         self._limit = limit
-        self._calls = calls
+        self.calls = calls
         self._closes = closes
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Overlay:
             return Passed(head.method in (b"GET", b"HEAD", b"OPTIONS"))
         call = peek.peek(form, body, WANTED)
         if call is not None:
-            return self._calls.decide(call, head.path, body, origin)
+            return self.calls.decide(call, head.path, body, origin)
         names = peek.names(form, body)
         return Passed(bool(names) and all(any(word in name for word in _READING) for name in names))
 
