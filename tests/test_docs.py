@@ -46,7 +46,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 def of_a_state_folder(name: str) -> bool:
-    return name in ("tgt/state.json", "lab/lab.json")
+    return name in ("tgt/state.json", "lab/lab.json", "upstream/ID.json")
 
 
 @every_page

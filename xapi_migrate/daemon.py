@@ -44,9 +44,12 @@ from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
 from .upstream.address import parse_upstream
-from .upstream.moves import UpstreamMigrationCalls
+from .upstream.lease import Leases
+from .upstream.lent import lent
+from .upstream.moves import UpstreamMoves
 from .upstream.opening import Beside, front, open_overlay, stand_beside
 from .upstream.plugin import plugin_site
+from .upstream.shadow import Shadows
 from .uris import offer
 from .uris.capability import Capability
 from .uris.peer import HttpPeer
@@ -104,6 +107,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     identity = await in_thread(tls.HostIdentity.load, state_dir, config.certificate, config.private_key)
     trust = await in_thread(tls.trust_root, state_dir / config.authorities) if config.authorities else None
     upstream = parse_upstream(config.upstream) if config.upstream else None
+    if upstream is not None and config.database:
+        raise InvalidValue("database", "a host beside an upstream has a database of its own, and is no pool's member")
     vouching = config.upstream_authorities
     upstream_trust = await in_thread(tls.trust_root, state_dir / vouching) if vouching else None
     reach = Reach.all_but(config.denied_networks)
@@ -133,8 +138,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     beside = stand_beside(upstream, records, reactor, upstream_trust) if upstream is not None else None
     server = _server(records, checker, reactor, host, beside)
     daemon.closes(server.stop)
+    make_sr = _make_sr(services) if beside is None else lent(_make_sr(services))
     toolstack = make_toolstack(
-        server, drivers, _make_sr(services), domains, LinuxBridges(), host, state_dir, reactor, config.without_bridge
+        server, drivers, make_sr, domains, LinuxBridges(), host, state_dir, reactor, config.without_bridge
     )
     daemon.closes(toolstack.close)
     await toolstack.open()
@@ -143,14 +149,20 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     about = _host(config, reactor, server, toolstack, domains, host, peers)
     engine = _engine(daemon, config, about, identity.fingerprint())
     daemon.closes(engine.stop)
-    server.dispatcher.register(
-        MigrationCalls(records, engine) if beside is None else UpstreamMigrationCalls(beside.client)
-    )
+    if beside is None:
+        server.dispatcher.register(MigrationCalls(records, engine))
     pool, members = _pool(config, reactor, server, toolstack, about, engine)
     motions = FileJournals(state_dir / "motions")
     motion = register_migration_calls(server, engine, about, toolstack, motions, services, pool.offer)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
+    if beside is not None:
+        leases = Leases(beside.client, state_dir / "upstream")
+        shadows = Shadows(records, toolstack.storage, host, drivers.usable.__contains__)
+        moves = UpstreamMoves(beside.client, leases, shadows, engine, reactor)
+        daemon.closes(moves.stop)
+        server.dispatcher.register(moves)
+        await moves.begin()
     server.tasks.fail_orphans()
     await toolstack.machines.resync()
     server.start()

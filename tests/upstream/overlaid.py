@@ -16,7 +16,6 @@ from twisted.internet import defer, reactor, threads
 
 from xapi_migrate.store.records import Records
 from xapi_migrate.upstream.address import parse_upstream
-from xapi_migrate.upstream.moves import UpstreamMigrationCalls
 from xapi_migrate.upstream.opening import front, open_overlay, stand_beside
 from xapi_migrate.upstream.overlay import Overlay
 from xapi_migrate.xenapi.calls import CallContext
@@ -85,7 +84,7 @@ async def overlaid(
     await records.open()
     beside = stand_beside(parse_upstream(upstream), records, reactor, trust_root)
     server = make_server(records, [], reactor, sessions=beside.sessions, elsewhere=beside.elsewhere)
-    server.dispatcher.register(moves or UpstreamMigrationCalls(beside.client))
+    server.dispatcher.register(moves or SteeredMoves())
     overlay = open_overlay(beside, server, 300 << 10)
     factory = front(overlay, None)
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]

@@ -11,7 +11,15 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..domains.interfaces import GONE, DomainState
-from ..errors import DomainError, MigrateError, OperationNotAllowed, UriInvalid, VdiNotInMap, VmBadPowerState
+from ..errors import (
+    DomainError,
+    MigrateError,
+    OperationNotAllowed,
+    UriInvalid,
+    VdiNotInMap,
+    VmBadPowerState,
+    VmMigrateFailed,
+)
 from ..moment import Moment
 from ..refusals import MigrationNotBegun, VmHasNoSuspendVdi
 from ..steps import Step
@@ -61,6 +69,8 @@ class Engine:
         self._waiting: set[Moment[None]] = set()
         self._sends = Queue(host.config.sends_at_once)
         self._receives = Queue(host.config.receives_at_once)
+        self._recovered: dict[str, Moment[str]] = {}
+        """How the migrations of an earlier daemon end, by VM."""
         self._later: set[defer.Deferred[None]] = set()
         host.later = self._let_go_on
         host.domains.watch(self._domain_changed)
@@ -199,6 +209,13 @@ class Engine:
                 return
         raise OperationNotAllowed(f"No migration of a VM {vm} is under way on this host.")
 
+    def ending(self, vm: str) -> defer.Deferred[str] | None:
+        """The end of the migration of this VM that is under way, or that an earlier daemon's journal told of, as
+        `migrate` has it: its ref, or why it stays. None if there is none."""
+        under_way = (one.ended for one in self._outgoing.values() if one.migration.vm == vm)
+        ended = next(under_way, None) or self._recovered.get(vm)
+        return ended.wait() if ended is not None else None
+
     def in_doubt(self) -> list[str]:
         """The uuids of the VMs whose sender waits for the receiver's word."""
         return [sending.migration.vm_uuid for sending in self._outgoing.values() if sending.in_doubt]
@@ -277,6 +294,11 @@ class Engine:
         story.note("taken up by a restarted daemon")
         if marked(journal, Mark.ENDED):
             outcome = Outcome.COMMITTED if marked(journal, Mark.COMMITTED) else Outcome.ABORTED
+            over = self._recovered[begun["vm"]] = Moment()
+            if outcome is Outcome.COMMITTED:
+                over.happen(begun["vm"])
+            else:
+                over.fail(VmMigrateFailed(begun["vm"], self._host.name, "", "it was rolled back"))
             farewell = Farewell(self._host, story, journal, self._host.peers(begun["uris"]), outcome)
             self._let_go_on(farewell.take_leave(told=False))
             return
@@ -287,6 +309,7 @@ class Engine:
         if before_memory(journal):
             outgoing.turn = self._sends.join()  # it had it before, and does not wait for it again
         sending = self._follow(outgoing)
+        self._recovered[outgoing.vm] = sending.ended
         ended = sending.ended.wait()
         ended.addCallbacks(
             lambda vm: self._host.tasks.succeed(task, vm), lambda failure: self._host.tasks.fail(task, failure.value)

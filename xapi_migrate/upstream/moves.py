@@ -2,23 +2,160 @@
 
 from __future__ import annotations
 
-from ..errors import OperationNotAllowed
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from twisted.internet import defer, task
+from twisted.logger import Logger
+
+from ..errors import OperationNotAllowed, OtherOperationInProgress
+from ..refusals import MigrationNotBegun
+from ..together import started
 from ..xenapi.calls import CallContext
+from ..xenapi.tasks import Task
 from .client import UpstreamClient
+from .lease import HELD, MOVED, MOVING, Lease, Leases
+from .reading import check, read_vm, record_of
+from .shadow import Shadows
+
+AGAIN = 30.0
+"""Seconds between attempts to settle what could not be settled."""
 
 
-class UpstreamMigrationCalls:
-    """Each acts by the upstream's calls, with the session of who called."""
+class SendingEngine(Protocol):
+    """What is needed of the engine."""
 
-    def __init__(self, client: UpstreamClient) -> None:
+    def migrate(
+        self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: Task
+    ) -> Awaitable[str]:
+        """The VM's ref when it is at the receiver; any failure but CancelledError: it stays where it was."""
+
+    def ending(self, vm: str) -> defer.Deferred[str] | None:
+        """The end of a migration of this VM that is under way, as `migrate` has it; None if there is none."""
+
+
+class UpstreamMoves:
+    """Sends Halted VMs, by the upstream's calls and with the session of who called. `begin` after the engine has taken
+    up what an earlier daemon left."""
+
+    log = Logger()
+
+    def __init__(
+        self, client: UpstreamClient, leases: Leases, shadows: Shadows, engine: SendingEngine, clock: Any
+    ) -> None:
         self._client = client
+        self._leases = leases
+        self._shadows = shadows
+        self._engine = engine
+        self._active: set[str] = set()
+        self._under_way: set[defer.Deferred[None]] = set()
+        self._settling = task.LoopingCall(self._settle_all)
+        self._settling.clock = clock
+        self._stopping = False
+
+    async def begin(self) -> None:
+        """Go on with what an earlier daemon was doing. A VM of which it cannot be known where it is stays locked."""
+        await self._leases.load()
+        for lease in list(self._leases.known.values()):
+            if lease.state != MOVING:
+                continue
+            ending = self._engine.ending(lease.vm)
+            if ending is None:
+                self.log.error(
+                    "It is not known whether VM {vm} of the toolstack has moved: it stays locked. If it is not at the "
+                    "receiving host, remove its blocked_operations and {id}.json",
+                    vm=lease.vm, id=lease.id,
+                )  # fmt: skip
+                continue
+            self._active.add(lease.id)
+            work = started(self._follow(lease, ending))
+            self._under_way.add(work)
+            work.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
+            work.addErrback(lambda failure: self.log.failure("after a migration", failure))
+            work.addBoth(lambda _, work=work: self._under_way.discard(work))  # type: ignore[call-overload]
+        self._settling.start(AGAIN)
+
+    def stop(self) -> None:
+        """Let go; the next daemon goes on."""
+        self._stopping = True
+        if self._settling.running:
+            self._settling.stop()
+        for work in list(self._under_way):
+            work.cancel()
+
+    # -- calls -----------------------------------------------------------------------------------
 
     async def VM_receive(self, call: CallContext, sr: str, options: dict[str, str]) -> list[str]:
-        label = await self._client.call("SR.get_name_label", call.session, sr)
-        raise OperationNotAllowed(f"The SR {label!s:.100} belongs to the toolstack; VMs are not received into it yet.")
+        record = await record_of(self._client, call.session, "SR", sr)
+        raise OperationNotAllowed(
+            f"The SR {record.get('name_label')!s:.100} belongs to the toolstack beside which this server works. VMs "
+            "can be sent from there; received into it they cannot be."
+        )
 
     async def VM_migrate(
         self, call: CallContext, vm: str, uris: list[str], vdi_sr_map: dict[str, str], options: dict[str, str]
     ) -> str:
-        label = await self._client.call("VM.get_name_label", call.session, vm)
-        raise OperationNotAllowed(f"The VM {label!s:.100} belongs to the toolstack; its VMs are not moved yet.")
+        await self._leases.settle_all(call.session, lambda lease: lease.id in self._active)
+        for lease in self._leases.known.values():
+            if lease.vm == vm:
+                raise OtherOperationInProgress("VM", vm, "migrate_send", lease.id)
+        seen = await read_vm(self._client, call.session, vm)
+        if options.get("copy") == "true":
+            raise OperationNotAllowed(f"The VM {vm} belongs to the toolstack, which copies its VMs itself (VM.copy).")
+        name = str(seen.record.get("name_label") or seen.record["uuid"])
+        call.task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
+        call.task.set_other("applies_to", vm)
+        lease = await self._leases.take(vm, call.session, list(seen.vdis))
+        self._active.add(lease.id)
+        try:
+            # it may have been started between the look and the lock
+            now = await record_of(self._client, call.session, "VM", vm)
+            check(vm, now)
+            await self._shadows.cast(seen)
+            lease.state = MOVING
+            await self._leases.save(lease)
+        except BaseException:
+            lease.state = HELD
+            await self._over(lease)
+            raise
+        return await self._follow_to_end(lease, started(self._engine.migrate(vm, uris, vdi_sr_map, options, call.task)))
+
+    # -- the end of a migration ------------------------------------------------------------------
+
+    async def _follow_to_end(self, lease: Lease, ending: defer.Deferred[str]) -> str:
+        try:
+            ref = await ending
+        except Exception as why:
+            begun = not isinstance(why, MigrationNotBegun)
+            if self._stopping and begun:
+                raise  # this daemon ends: the next one will know how it went
+            lease.state = HELD
+            await self._leases.save(lease)
+            if not self._stopping:
+                await self._over(lease)
+            raise
+        lease.forget = self._shadows.left(lease.vdis)
+        lease.destroy = [vdi for vdi in lease.vdis if vdi not in lease.forget]
+        lease.state = MOVED
+        await self._leases.save(lease)
+        await self._over(lease)
+        return ref
+
+    async def _follow(self, lease: Lease, ending: defer.Deferred[str]) -> None:
+        try:
+            await self._follow_to_end(lease, ending)
+        except defer.CancelledError:
+            raise
+        except Exception as failed:
+            self.log.info("VM {vm} stays: {why}", vm=lease.vm, why=str(failed))
+
+    async def _over(self, lease: Lease) -> None:
+        """The engine is done with it."""
+        self._shadows.drop(lease.vm, lease.vdis)
+        await self._leases.settle(lease)
+        self._active.discard(lease.id)
+
+    def _settle_all(self) -> defer.Deferred[None]:
+        work = started(self._leases.settle_all(but=lambda lease: lease.id in self._active))
+        work.addErrback(lambda failure: self.log.failure("VMs of the toolstack stay locked for now", failure))
+        return work

@@ -1,0 +1,214 @@
+"""Halted VMs of a toolstack are sent to another host by the host beside it: locked meanwhile, gone after."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import XenAPI
+from twisted.internet import threads
+
+from tests.upstream.beside import Beside, Kept, beside
+from tests.xenapi.two_servers import PASSWORD, USER, Server, TwoServers, one_server
+from xapi_migrate.testing.fake_sm import FakeLuns
+from xapi_migrate.upstream.lease import BLOCKED
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, stalled: bool = False) -> AsyncIterator[tuple[TwoServers, Kept]]:
+    """The toolstack, the receiver, and what a host beside the toolstack keeps."""
+    luns = FakeLuns()
+    async with (
+        one_server(tmp_path / "toolstack", "toolstack", luns) as toolstack,
+        one_server(tmp_path / "receiver", "receiver", luns) as receiver,
+    ):
+        yield TwoServers(toolstack, receiver), Kept(tmp_path / "beside", luns, stalled=stalled)
+
+
+def session_of(here: Beside) -> Any:
+    session = XenAPI.Session(here.overlaid.url)
+    session.xenapi.login_with_password(USER, PASSWORD, "1.0", "tests")
+    return session
+
+
+async def halted_vm(toolstack: Server) -> tuple[str, str, list[str]]:
+    """ref, uuid, VDIs."""
+    vm = await toolstack.new_vm(await toolstack.new_sr(), running=False, disks=2)
+    record = toolstack.records.get("VM", vm)
+    vdis = [toolstack.records.get("VBD", vbd)["VDI"] for vbd in record["VBDs"]]
+    [storage] = [sr.storage for sr in toolstack.disks.values()]
+    for number, vdi in enumerate(vdis):
+        storage.disks[toolstack.records.get("VDI", vdi)["uuid"]][:5] = b"disk%d" % number
+    return vm, record["uuid"], vdis
+
+
+async def offer(receiver: Server) -> list[str]:
+    sr = await receiver.new_sr()
+    return list(await receiver.client(lambda x: x.VM.receive(sr)))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_halted_vm_moves(tmp_path: Path) -> None:
+    async with world(tmp_path) as (two, kept), beside(two.source, kept) as here:
+        vm, uuid, _ = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        macs = [two.source.records.get("VIF", vif)["MAC"] for vif in two.source.records.get("VM", vm)["VIFs"]]
+
+        def work() -> tuple[str, list[str]]:
+            session = session_of(here)
+            ref = session.xenapi.VM.migrate(vm, uris, {}, {})
+            return ref, [task["status"] for task in session.xenapi.task.get_all_records().values()]
+
+        ref, statuses = await threads.deferToThread(work)
+        arrived = two.destination.records.get("VM", ref)
+        assert (ref, arrived["uuid"], arrived["power_state"]) == (vm, uuid, "Halted")
+        assert arrived["blocked_operations"] == {}
+        assert [two.destination.records.get("VIF", vif)["MAC"] for vif in arrived["VIFs"]] == macs
+        [storage] = [sr.storage for sr in two.destination.disks.values()]
+        assert sorted(bytes(disk[:5]) for disk in storage.disks.values()) == [b"disk0", b"disk1"]
+        # nothing of it is left at the toolstack, nor beside it
+        for cls in ("VM", "VBD", "VDI", "VIF"):
+            assert two.source.records.refs(cls) == []
+            assert here.records.refs(cls) == []
+        assert here.leases.known == {} and list((kept.folder / "upstream").iterdir()) == []
+        assert statuses == ["success"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_is_locked_while_it_moves_and_free_when_that_comes_to_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
+        vm, _, vdis = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        session = await threads.deferToThread(session_of, here)
+        task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+        await two.until(lambda: here.engine._outgoing)
+        assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
+
+        def meanwhile() -> None:
+            for call in (lambda x: x.VM.start(vm, False, False), lambda x: x.VM.destroy(vm)):
+                with pytest.raises(XenAPI.Failure, match="OPERATION_BLOCKED"):
+                    call(session.xenapi)
+            with pytest.raises(XenAPI.Failure, match="OTHER_OPERATION_IN_PROGRESS"):
+                session.xenapi.VM.migrate(vm, uris, {}, {})
+            assert session.xenapi.VM.get_all() == [vm]  # the receiver's hidden one is elsewhere, ours is not shown
+            session.xenapi.task.cancel(task)
+
+        await threads.deferToThread(meanwhile)
+        await two.until(lambda: here.records.get("task", task)["status"] == "cancelled")
+        await two.until(lambda: not here.leases.known)
+        assert two.source.records.get("VM", vm)["blocked_operations"] == {}
+        assert set(two.source.records.refs("VDI")) == set(vdis)
+        assert here.records.refs("VM") == []
+        await threads.deferToThread(session.xenapi.VM.start, vm, False, False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_refused_leaves_no_trace(tmp_path: Path) -> None:
+    async with world(tmp_path) as (two, kept), beside(two.source, kept) as here:
+        vm, _, vdis = await halted_vm(two.source)
+        sr = two.source.records.get("VDI", vdis[0])["SR"]
+        running = await two.source.new_vm(sr)
+        uris = await offer(two.destination)
+        session = await threads.deferToThread(session_of, here)
+
+        def refused(code: str, *params: Any, options: dict[str, str] | None = None) -> str:
+            with pytest.raises(XenAPI.Failure, match=code) as failed:
+                session.xenapi.VM.migrate(*params, {}, options or {})
+            return str(failed.value)
+
+        def work() -> None:
+            assert "VM.migrate_send" in refused("OPERATION_NOT_ALLOWED", running, uris)
+            refused("HANDLE_INVALID", "OpaqueRef:nobody", uris)
+            refused("INVALID_VALUE", vm, ["http://x"])
+            refused("OPERATION_NOT_ALLOWED", vm, uris, options={"copy": "true"})
+            refused("OPERATION_NOT_ALLOWED", vm, uris, options={"no": "such"})
+            refused("VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED", vm, [uris[0][:-4] + "AAAA"])
+            with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
+                session.xenapi.VM.receive(sr)
+
+        await threads.deferToThread(work)
+        for field in ("is_a_snapshot", "is_a_template"):
+            two.source.records.update("VM", vm, **{field: True})
+            await threads.deferToThread(refused, "VM_IS_", vm, uris)
+            two.source.records.update("VM", vm, **{field: False})
+        two.source.records.update("VDI", vdis[0], sm_config={"vhd-parent": "x"})
+        await threads.deferToThread(refused, "OPERATION_NOT_ALLOWED", vm, uris)
+        two.source.records.update("VDI", vdis[0], sm_config={})
+        two.source.records.update("VM", vm, blocked_operations={"clone": "mine"})
+        await threads.deferToThread(refused, "MAP_DUPLICATE_KEY", vm, uris)
+        assert two.source.records.get("VM", vm)["blocked_operations"] == {"clone": "mine"}
+        assert here.records.refs("VM") == [] and here.leases.known == {}
+
+
+@pytest.mark.parametrize("moves", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_the_toolstack_is_away_when_it_is_over(tmp_path: Path, moves: bool) -> None:
+    """The VM stays locked until the toolstack can be told."""
+    async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
+        vm, _, _ = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        session = await threads.deferToThread(session_of, here)
+        task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+        await two.until(lambda: here.engine._outgoing)
+        # its session has ended, so that nothing can be done at the toolstack by it
+        for ref in two.source.records.refs("session"):
+            two.source.records.destroy("session", ref)
+        if moves:
+            here.disks.popitem()[1].stalled = False
+        else:
+            here.overlaid.server.tasks.get(task).cancel()
+        await two.until(lambda: here.records.get("task", task)["status"] in ("success", "cancelled"))
+        assert here.records.get("task", task)["status"] == ("success" if moves else "cancelled")
+        assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
+        assert len(here.leases.known) == 1
+        # whoever moves a VM next settles it by the way
+        session = await threads.deferToThread(session_of, here)
+        with pytest.raises(XenAPI.Failure, match="HANDLE_INVALID"):
+            await threads.deferToThread(session.xenapi.VM.migrate, "OpaqueRef:nobody", uris, {}, {})
+        assert here.leases.known == {}
+        assert two.source.records.refs("VM") == ([] if moves else [vm])
+        if not moves:
+            assert two.source.records.get("VM", vm)["blocked_operations"] == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_daemon_is_started_anew_in_the_middle(tmp_path: Path) -> None:
+    """The engine goes on, and when it is over the toolstack hears of it."""
+    async with world(tmp_path, stalled=True) as (two, kept):
+        vm, uuid, _ = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        async with beside(two.source, kept) as here:
+            session = await threads.deferToThread(session_of, here)
+            await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+            await two.until(lambda: here.engine._outgoing)
+        assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
+        kept.stalled = False
+        async with beside(two.source, kept) as here:
+            await two.until(lambda: not here.leases.known)
+            assert two.destination.records.get("VM", vm)["uuid"] == uuid
+            for cls in ("VM", "VDI"):
+                assert two.source.records.refs(cls) == []
+                assert here.records.refs(cls) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_it_is_not_known_it_stays_locked(tmp_path: Path) -> None:
+    """The journal has gone, so nothing says how it ended: neither is the VM freed nor destroyed."""
+    async with world(tmp_path, stalled=True) as (two, kept):
+        vm, _, vdis = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        async with beside(two.source, kept) as here:
+            session = await threads.deferToThread(session_of, here)
+            await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+            await two.until(lambda: here.engine._outgoing)
+        kept.journals = type(kept.journals)()
+        async with beside(two.source, kept) as here:
+            session = await threads.deferToThread(session_of, here)
+            with pytest.raises(XenAPI.Failure, match="OTHER_OPERATION_IN_PROGRESS"):
+                await threads.deferToThread(session.xenapi.VM.migrate, vm, uris, {}, {})
+            assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
+            assert set(two.source.records.refs("VDI")) == set(vdis)

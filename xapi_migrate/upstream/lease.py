@@ -1,0 +1,164 @@
+"""The lock on a VM of the upstream's while it is sent, and what becomes of the VM when it has been.
+
+The lock is in the upstream's own database: blocked_operations of all that could start, copy or change the VM. So it
+holds whatever becomes of this daemon. A file here says what was locked, written before and kept until it is undone,
+with the session that may undo it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import attrs
+from twisted.logger import Logger
+
+from ..errors import MigrateError, RemoteError
+from ..processes.in_thread import in_thread
+from .client import UpstreamClient
+
+OURS = "xapi_migrate:"
+"""What our reasons in blocked_operations begin with."""
+BLOCKED = (
+    "start", "start_on", "clone", "copy", "snapshot", "export", "migrate_send", "make_into_template", "provision",
+    "destroy",
+)  # fmt: skip
+HELD, MOVING, MOVED = "held", "moving", "moved"
+
+log = Logger()
+
+
+@attrs.define
+class Lease:
+    """`state`: held (it is locked, no more), moving (the engine has it), moved (the VM is at the receiver: `destroy`
+    and `forget` are VDIs that the upstream is to destroy, or only to forget)."""
+
+    id: str
+    vm: str
+    session: str = attrs.field(repr=False)
+    vdis: list[str]
+    state: str = HELD
+    destroy: list[str] = attrs.Factory(list)
+    forget: list[str] = attrs.Factory(list)
+
+    @property
+    def reason(self) -> str:
+        return f"{OURS} it is being moved to another host ({self.id})"
+
+
+class Leases:
+    """All of them; their files are in `folder`."""
+
+    def __init__(self, client: UpstreamClient, folder: Path) -> None:
+        self._client = client
+        self._folder = folder
+        self.known: dict[str, Lease] = {}
+
+    async def load(self) -> None:
+        """What an earlier daemon left. OSError."""
+        await in_thread(self._folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        for text in await in_thread(lambda: [path.read_text() for path in self._folder.glob("*.json")]):
+            try:
+                lease = Lease(**json.loads(text))
+            except (ValueError, TypeError):
+                log.error(
+                    "A file in {folder} cannot be read: a VM of the toolstack may stay locked", folder=self._folder
+                )
+                continue
+            self.known[lease.id] = lease
+
+    async def take(self, vm: str, session: str, vdis: list[str]) -> Lease:
+        """Lock the VM. RemoteError, and then it is not locked."""
+        lease = Lease(str(uuid4()), vm, session, vdis)
+        await self.save(lease)
+        try:
+            for operation in BLOCKED:
+                await self._client.call("VM.add_to_blocked_operations", session, vm, operation, lease.reason)
+        except BaseException:
+            await self.settle(lease)
+            raise
+        return lease
+
+    async def save(self, lease: Lease) -> None:
+        """It is on disk when this fires. OSError."""
+        self.known[lease.id] = lease
+        await in_thread(_write, self._folder / f"{lease.id}.json", json.dumps(attrs.asdict(lease)))
+
+    async def settle(self, lease: Lease, session: str = "") -> bool:
+        """Undo the lock, or remove the VM that has moved; by `session`, or that which took the lease. False: it could
+        not be done yet. Never anything for a VM that is moving."""
+        if lease.state == MOVING:
+            return False
+        session = session or lease.session
+        try:
+            if lease.state == MOVED:
+                await self._remove(lease, session)
+            else:
+                await self._unblock(lease, session, BLOCKED)
+        except (MigrateError, OSError) as why:
+            log.warn("VM {vm} of the toolstack stays locked for now: {why}", vm=lease.vm, why=str(why))
+            return False
+        self.known.pop(lease.id, None)
+        await in_thread((self._folder / f"{lease.id}.json").unlink, missing_ok=True)
+        return True
+
+    async def _remove(self, lease: Lease, session: str) -> None:
+        blocked = await self._blocked(lease, session)
+        if blocked is not None and blocked.get("start") != lease.reason:
+            log.error("VM {vm} has moved, but somebody has unlocked it here: it is left as it is", vm=lease.vm)
+            return
+        if blocked is not None:
+            await self._unblock(lease, session, ("destroy",))
+            await self._tolerant("VM.destroy", session, lease.vm)
+        for vdi in lease.destroy:
+            await self._tolerant("VDI.destroy", session, vdi)
+        for vdi in lease.forget:
+            await self._tolerant("VDI.forget", session, vdi)
+
+    async def _blocked(self, lease: Lease, session: str) -> dict[str, str] | None:
+        """What is blocked of the VM; None if it is not there."""
+        try:
+            blocked = await self._client.call("VM.get_blocked_operations", session, lease.vm)
+        except RemoteError as refusal:
+            if refusal.failure()[0] == "HANDLE_INVALID":
+                return None
+            raise
+        return blocked if isinstance(blocked, dict) else {}
+
+    async def _unblock(self, lease: Lease, session: str, operations: tuple[str, ...]) -> None:
+        """Take back what this lease has blocked, and nothing else."""
+        blocked = await self._blocked(lease, session) or {}
+        for operation in operations:
+            if blocked.get(operation) == lease.reason:
+                await self._client.call("VM.remove_from_blocked_operations", session, lease.vm, operation)
+
+    async def _tolerant(self, method: str, session: str, ref: str) -> None:
+        """Gone already is as good."""
+        try:
+            await self._client.call(method, session, ref)
+        except RemoteError as refusal:
+            if refusal.failure()[0] != "HANDLE_INVALID":
+                raise
+
+    async def settle_all(self, session: str = "", but: Callable[[Lease], bool] = lambda lease: False) -> None:
+        """Whatever can be settled now."""
+        for lease in list(self.known.values()):
+            if not but(lease):
+                await self.settle(lease, session)
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_suffix(".new")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,110 @@
+"""One VM of the upstream's as its API tells it, with all that is needed to send it, and what speaks against that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from ..errors import OperationNotAllowed, OtherOperationInProgress, SrNotAttached, VmBadPowerState
+from ..refusals import OperationBlocked, VmIsSnapshot, VmIsTemplate
+from .client import UpstreamClient
+from .lease import OURS
+
+MOST_DEVICES = 64
+_OPERATION = "migrate_send"
+Raw = dict[str, Any]
+
+
+@attrs.frozen
+class Seen:
+    """Records by reference. `pbds`: for each SR that of the host."""
+
+    vm: str
+    record: Raw
+    vbds: Mapping[str, Raw]
+    vdis: Mapping[str, Raw]
+    srs: Mapping[str, Raw]
+    pbds: Mapping[str, Raw]
+    vifs: Mapping[str, Raw]
+    networks: Mapping[str, Raw]
+
+
+async def record_of(client: UpstreamClient, session: str, cls: str, ref: Any) -> Raw:
+    """OperationNotAllowed for an answer that is no record."""
+    record = await client.call(f"{cls}.get_record", session, ref)
+    if not isinstance(record, dict) or not isinstance(record.get("uuid"), str):
+        raise OperationNotAllowed(f"The toolstack's record of the {cls} {ref!s:.60} cannot be used.")
+    return record
+
+
+async def read_vm(client: UpstreamClient, session: str, vm: str) -> Seen:
+    """RemoteError with the upstream's own words; the refusals of `check`."""
+    record = await record_of(client, session, "VM", vm)
+    check(vm, record)
+    host = await client.call("session.get_this_host", session, session)
+    vbds: dict[str, Raw] = {}
+    vdis: dict[str, Raw] = {}
+    for ref in _refs(record, "VBDs"):
+        vbd = await record_of(client, session, "VBD", ref)
+        if vbd.get("type") == "Disk" and not vbd.get("empty"):
+            vbds[ref] = vbd
+            vdis[vbd["VDI"]] = vdi = await record_of(client, session, "VDI", vbd["VDI"])
+            _check_disk(vbd["VDI"], vdi, ref)
+    srs: dict[str, Raw] = {}
+    pbds: dict[str, Raw] = {}
+    for vdi in vdis.values():
+        if vdi["SR"] not in srs:
+            srs[vdi["SR"]] = await record_of(client, session, "SR", vdi["SR"])
+            pbds[vdi["SR"]] = await _pbd_here(client, session, srs[vdi["SR"]], vdi["SR"], host)
+    vifs = {ref: await record_of(client, session, "VIF", ref) for ref in _refs(record, "VIFs")}
+    used = {vif["network"] for vif in vifs.values()}
+    networks = {ref: await record_of(client, session, "network", ref) for ref in sorted(used)}
+    return Seen(vm, record, vbds, vdis, srs, pbds, vifs, networks)
+
+
+def check(vm: str, record: Raw) -> None:
+    """VmIsTemplate, VmIsSnapshot, OperationNotAllowed, OtherOperationInProgress, OperationBlocked, VmBadPowerState."""
+    if record.get("is_a_snapshot"):
+        raise VmIsSnapshot(vm, _OPERATION)
+    if record.get("is_a_template"):
+        raise VmIsTemplate(vm, _OPERATION)
+    if record.get("is_control_domain"):
+        raise OperationNotAllowed(f"The VM {vm} is a control domain, which stays where it is.")
+    for task, operation in (record.get("current_operations") or {}).items():
+        raise OtherOperationInProgress("VM", vm, str(operation), str(task))
+    blocked = record.get("blocked_operations") or {}
+    if _OPERATION in blocked and not str(blocked[_OPERATION]).startswith(OURS):
+        raise OperationBlocked(vm, str(blocked[_OPERATION])[:200])
+    state = str(record.get("power_state"))
+    if state == "Running":
+        raise OperationNotAllowed(
+            f"The VM {vm} runs in a domain of the toolstack's. This server moves its VMs only while they are off: "
+            "shut it down, or move it by the toolstack's own VM.migrate_send."
+        )
+    if state != "Halted":
+        raise VmBadPowerState(vm, "halted", state.lower())
+
+
+def _check_disk(ref: str, vdi: Raw, vbd: str) -> None:
+    others = [one for one in vdi.get("VBDs") or [] if one != vbd]
+    if others or vdi.get("sharable"):
+        raise OperationNotAllowed(f"The VDI {ref} belongs to other VMs too, which could write to it meanwhile.")
+    if "vhd-parent" in (vdi.get("sm_config") or {}) or vdi.get("snapshots"):
+        raise OperationNotAllowed(f"The image of the VDI {ref} builds on another: it was cloned, or has snapshots.")
+
+
+async def _pbd_here(client: UpstreamClient, session: str, sr: Raw, ref: str, host: Any) -> Raw:
+    for one in _refs(sr, "PBDs"):
+        pbd = await record_of(client, session, "PBD", one)
+        if pbd.get("host") == host and pbd.get("currently_attached") is True:
+            return pbd
+    raise SrNotAttached(ref)
+
+
+def _refs(record: Raw, field: str) -> list[str]:
+    refs = record.get(field)
+    if not isinstance(refs, list) or len(refs) > MOST_DEVICES or not all(isinstance(one, str) for one in refs):
+        raise OperationNotAllowed(f"The toolstack's record has {field} that cannot be used.")
+    return refs
