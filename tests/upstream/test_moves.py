@@ -212,3 +212,32 @@ async def test_where_it_is_not_known_it_stays_locked(tmp_path: Path) -> None:
                 await threads.deferToThread(session.xenapi.VM.migrate, vm, uris, {}, {})
             assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
             assert set(two.source.records.refs("VDI")) == set(vdis)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_calls_of_todays_clients_move_it_to_a_host_of_ours(tmp_path: Path) -> None:
+    """host.migrate_receive there, then VM.assert_can_migrate and VM.migrate_send here; six arguments, as clients do."""
+    async with world(tmp_path) as (two, kept), beside(two.source, kept) as here:
+        vm, uuid, vdis = await halted_vm(two.source)
+        there = two.destination
+        sr = await there.new_sr()
+        dest = await there.client(lambda x: x.host.migrate_receive(there.host, there.network, {}))
+        vdi_map, vif_map = two.source.maps(vm, sr, there.network)
+        running = await two.source.new_vm(two.source.records.get("VDI", vdis[0])["SR"])
+
+        def work() -> str:
+            x = session_of(here).xenapi
+            with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
+                x.VM.assert_can_migrate(running, dest, True, {}, {}, {"force": "false"})
+            with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
+                x.VM.migrate_send(vm, dest, True, vdi_map, vif_map, {"copy": "true"})
+            x.VM.assert_can_migrate(vm, dest, True, vdi_map, vif_map, {"force": "false"})
+            # a map that no host of ours made is the toolstack's business
+            with pytest.raises(XenAPI.Failure, match="VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED"):
+                x.VM.migrate_send(vm, {"host": "x"}, True, vdi_map, vif_map, {})
+            return str(x.VM.migrate_send(vm, dest, True, vdi_map, vif_map, {"force": "false"}))
+
+        ref = await threads.deferToThread(work)
+        assert there.records.get("VM", ref)["uuid"] == uuid
+        assert two.source.records.refs("VM") == [running]
+        assert here.leases.known == {}

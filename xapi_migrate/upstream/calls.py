@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from ..errors import InternalError, MigrateError
 from ..store.interfaces import IRecords, Record
+from ..toolstack.destination import OFFER
 from ..xenapi.dispatch import LIST_METHODS, Dispatcher
 from ..xenapi.tasks import description
 from . import merge
@@ -21,8 +22,14 @@ from .peek import Peeked, Wire
 from .polls import Polls, Wish
 from .refusals import NotPermitted
 
-PERMISSIONS = {"VM.receive": "host.migrate_receive", "VM.migrate": "vm.migrate_send"}
-"""Our own calls, and the permission of the upstream's that stands for each: that of its own call of this kind."""
+NEW_CALLS = ("VM.receive", "VM.migrate")
+"""Those that the upstream does not know."""
+PERMISSIONS = {
+    "VM.receive": "host.migrate_receive", "VM.migrate": "vm.migrate_send", "VM.migrate_send": "vm.migrate_send",
+    "VM.assert_can_migrate": "vm.migrate_send",
+}  # fmt: skip
+"""Calls that are carried out here, and the permission of the upstream's that stands for each: that of its own call of
+this kind."""
 _LOGOUTS = frozenset({"session.logout", "session.local_logout"})
 _LISTS = frozenset({"task.get_all", "task.get_all_where", "task.get_by_name_label"})
 _MAPS = frozenset({"task.get_all_records", "task.get_all_records_where"})
@@ -76,6 +83,8 @@ class OverlayCalls:
             wish = Wish.of(call, path)
             return Passed(True) if wish is None else self._mine(call, self._events(wish), abandon=True)
         if name in OURS:
+            if OURS[name] not in NEW_CALLS and not _to_one_of_ours(call.params):
+                return Passed()
             return self._mine(call, self._own(call, origin))
         return self._task(call, path, body, origin)
 
@@ -144,7 +153,7 @@ class OverlayCalls:
         return merge.refused(call, said) if answer is None else await together(answer)
 
     async def _more_methods(self, answer: merge.Answer) -> bytes:
-        return answer.with_items([name for name in PERMISSIONS if not answer.holds(name)])
+        return answer.with_items([name for name in NEW_CALLS if not answer.holds(name)])
 
     async def _injected(self, call: Peeked, path: bytes, body: bytes) -> bytes:
         async def together(answer: merge.Answer) -> bytes:
@@ -185,3 +194,8 @@ def _with_items(answer: merge.Answer, ours: list[str]) -> bytes:
 
 def _with_members(answer: merge.Answer, ours: dict[str, Any]) -> bytes:
     return answer.with_members(ours)
+
+
+def _to_one_of_ours(params: list[Any]) -> bool:
+    """Whether the destination of VM.migrate_send is a host that made an offer of ours."""
+    return len(params) > 2 and isinstance(params[2], dict) and OFFER in params[2]

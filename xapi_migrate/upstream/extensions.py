@@ -12,10 +12,10 @@ from pathlib import Path
 
 import attrs
 
-from .calls import PERMISSIONS
+from .calls import NEW_CALLS
 from .extension_program import program
 
-NAMES = tuple(PERMISSIONS)
+NAMES = NEW_CALLS
 FOLDER = Path("/etc/xapi.d/extensions")
 """Where xapi looks."""
 

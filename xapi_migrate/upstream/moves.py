@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from ..errors import OperationNotAllowed, OtherOperationInProgress
 from ..refusals import MigrationNotBegun
 from ..together import started
+from ..toolstack.destination import read_destination
 from ..xenapi.calls import CallContext
 from ..xenapi.tasks import Task
 from .client import UpstreamClient
@@ -26,8 +27,9 @@ class SendingEngine(Protocol):
     """What is needed of the engine."""
 
     def migrate(
-        self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: Task
-    ) -> Awaitable[str]:
+        self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: Task,
+        vif_to_network: dict[str, str] | None = None,
+    ) -> Awaitable[str]:  # fmt: skip
         """The VM's ref when it is at the receiver; any failure but CancelledError: it stays where it was."""
 
     def ending(self, vm: str) -> defer.Deferred[str] | None:
@@ -95,13 +97,36 @@ class UpstreamMoves:
     async def VM_migrate(
         self, call: CallContext, vm: str, uris: list[str], vdi_sr_map: dict[str, str], options: dict[str, str]
     ) -> str:
+        return await self._send(call, vm, uris, vdi_sr_map, options, {})
+
+    async def VM_assert_can_migrate(
+        self, call: CallContext, vm: str, dest: dict[str, str], live: bool, vdi_map: dict[str, str],
+        vif_map: dict[str, str], options: dict[str, str], vgpu_map: dict[str, str],
+    ) -> None:  # fmt: skip
+        """To a host that made an offer of ours; every other destination is the upstream's business."""
+        read_destination(dest)
+        await read_vm(self._client, call.session, vm)
+        _refuse_copies(vm, options)
+
+    async def VM_migrate_send(
+        self, call: CallContext, vm: str, dest: dict[str, str], live: bool, vdi_map: dict[str, str],
+        vif_map: dict[str, str], options: dict[str, str], vgpu_map: dict[str, str], vdi_format_map: dict[str, str],
+    ) -> str:  # fmt: skip
+        """The same. Options that are not known are without effect, as clients expect: each sends some of its own."""
+        uris = list(read_destination(dest).uris)
+        _refuse_copies(vm, options)
+        return await self._send(call, vm, uris, vdi_map, {}, vif_map)
+
+    async def _send(
+        self, call: CallContext, vm: str, uris: list[str], vdi_map: dict[str, str], options: dict[str, str],
+        vif_map: dict[str, str],
+    ) -> str:  # fmt: skip
         await self._leases.settle_all(call.session, lambda lease: lease.id in self._active)
         for lease in self._leases.known.values():
             if lease.vm == vm:
                 raise OtherOperationInProgress("VM", vm, "migrate_send", lease.id)
         seen = await read_vm(self._client, call.session, vm)
-        if options.get("copy") == "true":
-            raise OperationNotAllowed(f"The VM {vm} belongs to the toolstack, which copies its VMs itself (VM.copy).")
+        _refuse_copies(vm, options)
         name = str(seen.record.get("name_label") or seen.record["uuid"])
         call.task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
         call.task.set_other("applies_to", vm)
@@ -118,7 +143,8 @@ class UpstreamMoves:
             lease.state = HELD
             await self._over(lease)
             raise
-        return await self._follow_to_end(lease, started(self._engine.migrate(vm, uris, vdi_sr_map, options, call.task)))
+        sending = self._engine.migrate(vm, uris, vdi_map, options, call.task, vif_map)
+        return await self._follow_to_end(lease, started(sending))
 
     # -- the end of a migration ------------------------------------------------------------------
 
@@ -159,3 +185,8 @@ class UpstreamMoves:
         work = started(self._leases.settle_all(but=lambda lease: lease.id in self._active))
         work.addErrback(lambda failure: self.log.failure("VMs of the toolstack stay locked for now", failure))
         return work
+
+
+def _refuse_copies(vm: str, options: dict[str, str]) -> None:
+    if options.get("copy", "").lower() in ("true", "1"):
+        raise OperationNotAllowed(f"The VM {vm} belongs to the toolstack, which copies its VMs itself (VM.copy).")
