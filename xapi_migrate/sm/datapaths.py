@@ -18,6 +18,7 @@ from xapi_migrate.errors import SrBackendFailure, VdiInUse
 from xapi_migrate.processes.child import RECORD, boot_id
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.datapath import (
+    COPY,
     DOMAIN,
     TARGET,
     TROUBLE,
@@ -86,7 +87,7 @@ class Datapaths:
             datapath = await self._living(of.vdi)
             if datapath is None:
                 datapath = await self._start(of)
-            elif datapath.of.read_only and not of.read_only:
+            elif datapath.of.read_only and not of.read_only and user != COPY:  # a copy reads only
                 raise VdiInUse(of.vdi, "attached read-only")
             await datapath.attach(user)
             return datapath
