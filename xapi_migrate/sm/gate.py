@@ -203,6 +203,9 @@ class Gate:
         # What is read after a discard is only defined where it punches a hole into a file. Elsewhere a guest's TRIM
         # goes no further, and a hole is written as zeroes: a copy of the disk then is equal to it, and stays so.
         node = {"node_name": nodes.file, "discard": "ignore", "read_only": self._read_only}
+        if location.format is ImageFormat.VHD:
+            # QEMU's VHD writes zeroes out as data, those of a copy's holes too: the file has holes in their place.
+            node["detect_zeroes"] = "unmap"
         if isinstance(location, ImageNode):
             return {**location.options, **{option: nodes.secret(option) for option in location.secrets}, **node}
         if location.path.is_block_device():
