@@ -97,7 +97,7 @@ def test_it_can_be_followed(desk: Desk) -> None:
         else:
             printed = desk.do(block)
         if "sm-check" in block and language == "sh":
-            assert printed.splitlines()[-1] == "shelf 0.1: all 27 checks passed."
+            assert re.fullmatch(r"shelf 0.1: all \d\d checks passed\.", printed.splitlines()[-1])
     lines = printed.splitlines()
     assert [line for line in lines if "[" not in line] == ["host2 Running", "host1 Running"]
     hosts = [json.loads(line.replace("'", '"')) for line in lines if "[" in line]
