@@ -203,14 +203,15 @@ class Gate:
         # What is read after a discard is only defined where it punches a hole into a file. Elsewhere a guest's TRIM
         # goes no further, and a hole is written as zeroes: a copy of the disk then is equal to it, and stays so.
         node = {"node_name": nodes.file, "discard": "ignore", "read_only": self._read_only}
-        if location.format is ImageFormat.VHD:
-            # QEMU's VHD writes zeroes out as data, those of a copy's holes too: the file has holes in their place.
-            node["detect_zeroes"] = "unmap"
         if isinstance(location, ImageNode):
             return {**location.options, **{option: nodes.secret(option) for option in location.secrets}, **node}
         if location.path.is_block_device():
             return {"driver": "host_device", "filename": str(location.path), **node}
-        return {"driver": "file", "filename": str(location.path), **node, "discard": "unmap"}
+        # QEMU's VHD writes zeroes out as data, those of a copy's holes too: the file has holes in their place.
+        detect = "unmap" if location.format is ImageFormat.VHD else "off"
+        return {
+            "driver": "file", "filename": str(location.path), **node, "discard": "unmap", "detect_zeroes": detect,
+        }  # fmt: skip
 
     def _image(self, nodes: ImageNodes, location: Location) -> dict[str, Any]:
         limit = {"size": location.size} if location.size and location.format is ImageFormat.RAW else {}
