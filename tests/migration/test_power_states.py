@@ -11,7 +11,7 @@ from xapi_migrate.migration.journal import Mark
 from xapi_migrate.steps import Step
 from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.memory_journals import Crash, MemoryJournal
-from xapi_migrate.testing.two_hosts import IMAGE, SimHost, SimTask, TwoHosts
+from xapi_migrate.testing.two_hosts import IMAGE, SIZE, SimHost, SimTask, TwoHosts
 
 STATES = ["Paused", "Suspended", "Halted"]
 every_state = pytest.mark.parametrize("state", STATES)
@@ -227,3 +227,26 @@ def test_where_the_image_goes_when_nobody_says(setting: str) -> None:
         return
     assert task.status == "success"
     assert there.records.get("VDI", there.records.get("VM", vm)["suspend_VDI"])["SR"] == other
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_drive_moves_empty_and_its_disc_stays(moves: bool) -> None:
+    world = TwoHosts(Clock())
+    vm, records = new_vm(world, "Halted"), world.source.records
+    disc = records.create("VDI", uuid="0" * 8 + "-0000-0000-0000-" + "0" * 12, virtual_size=SIZE, type="user")
+    drive = records.create("VBD", VM=vm, VDI=disc, userdevice="3", type="CD", mode="RO", empty=False)
+    if not moves:
+        world.destination.srs[world.destination.sr].fail("vdi_create")
+    task = world.migrate(vm)
+    world.run(60, lambda: over(task), 0.02)
+    world.run(5)
+    assert records.refs("VDI") == [disc] if moves else records.get("VBD", drive)["VDI"] == disc
+    there = world.destination.records
+    assert task.status == ("success" if moves else "failure")
+    if not moves:
+        assert world.destination.left_behind() == []
+        return
+    assert records.refs("VBD") == []
+    vbds = [there.get("VBD", ref) for ref in there.get("VM", vm)["VBDs"]]
+    drives = [(vbd["userdevice"], vbd["empty"], vbd["VDI"]) for vbd in vbds if vbd["type"] == "CD"]
+    assert drives == [("3", True, "OpaqueRef:NULL")] and len(vbds) == 3

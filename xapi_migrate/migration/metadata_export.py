@@ -33,13 +33,17 @@ def export_vm(
     copy_ref: str = "",
 ) -> bytes:
     """The document for `vm` and its `disks` (VBD refs in the order that GET disk/N uses; a Suspended VM's image comes
-    after them). The maps hold only what was mapped explicitly. With `copy_ref` it is that of another VM which is like
-    this one: its ref is that, its uuid and its MAC addresses are new."""
+    after them). Its CD drives go empty. The maps hold only what was mapped explicitly. With `copy_ref` it is that of
+    another VM which is like this one: its ref is that, its uuid and its MAC addresses are new."""
     record = records.get("VM", vm)
     objects: list[tuple[str, str, Record]] = [("VM", vm, _another(record) if copy_ref else record)]
     srs: list[str] = []
     networks: list[str] = []
     objects += [("VBD", vbd, records.get("VBD", vbd)) for vbd in disks]
+    for ref in records.get("VM", vm)["VBDs"]:
+        record = records.get("VBD", ref)
+        if record["type"] == "CD":
+            objects.append(("VBD", ref, {**record, "VDI": NULL, "empty": True}))
     for vif in records.get("VM", vm)["VIFs"]:
         record = _with_map(records.get("VIF", vif), vif_to_network.get(vif))
         if copy_ref:

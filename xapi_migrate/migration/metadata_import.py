@@ -81,6 +81,8 @@ class IncomingVM:
     fields: dict[str, Any]
     disks: tuple[IncomingDisk, ...]
     """In the order of GET disk/N: by userdevice, then a Suspended VM's image."""
+    drives: tuple[str, ...]
+    """The userdevices of its CD drives, which come empty."""
     nics: tuple[IncomingNic, ...]
 
 
@@ -117,6 +119,7 @@ def import_vm(document: bytes) -> IncomingVM:
         member=_matching(about.get("member"), PROOF, ""),
         fields=_vm_fields(vm, memory),
         disks=_disks(vm, about, objects) + _suspend_image(vm, power_state, objects),
+        drives=_drives(objects),
         nics=_nics(objects),
     )
 
@@ -196,6 +199,15 @@ def _disk(vdi_id: Any, objects: dict[str, tuple[str, dict[str, Any]]], what: str
         other_config=_text_map(other, VDI_OTHER_CONFIG),
         maps_to=_matching(other.get("maps_to"), REF, "") if isinstance(other, dict) else "",
     )
+
+
+def _drives(objects: dict[str, tuple[str, dict[str, Any]]]) -> tuple[str, ...]:
+    found = {
+        str(_number(snapshot, "userdevice", 0, 255))
+        for cls, snapshot in objects.values()
+        if cls == "VBD" and snapshot.get("type") == "CD"
+    }
+    return tuple(sorted(found, key=int))
 
 
 def _nics(objects: dict[str, tuple[str, dict[str, Any]]]) -> tuple[IncomingNic, ...]:

@@ -254,6 +254,10 @@ def _create_records(migration: Incoming) -> None:
         _receiver=host.ref,
         **fields,
     )
+    taken = {told.userdevice for told in vm.disks}
+    for device in [] if plan.in_pool else vm.drives:  # within a pool the VM keeps its record, and the drives in it
+        if device not in taken:
+            records.create("VBD", VM=plan.vm, userdevice=device, type="CD", mode="RO", empty=True)
     for disk, told in zip(plan.disks, vm.disks, strict=True):
         if not disk.found:
             records.create(

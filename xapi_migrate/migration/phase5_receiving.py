@@ -176,8 +176,9 @@ async def clean_up(migration: Incoming) -> None:
         if not disk.found:
             await attempt(migration.story, "destroy", _destroy(migration, disk))
     if plan.vm in records.refs("VM"):
-        for vif in list(records.get("VM", plan.vm)["VIFs"]):
-            records.destroy("VIF", vif)
+        for cls, field in (("VIF", "VIFs"), ("VBD", "VBDs")):
+            for ref in list(records.get("VM", plan.vm)[field]):
+                records.destroy(cls, ref)
     for disk in plan.disks:
         records.destroy("VBD", disk.vbd)
         if not disk.found:

@@ -132,7 +132,11 @@ class SimToolstack:
         return self.srs[ref]
 
     def disks(self, vm: str) -> list[str]:
-        vbds = [(int(self.records.get("VBD", r)["userdevice"]), r) for r in self.records.get("VM", vm)["VBDs"]]
+        vbds = [
+            (int(self.records.get("VBD", r)["userdevice"]), r)
+            for r in self.records.get("VM", vm)["VBDs"]
+            if self.records.get("VBD", r)["type"] == "Disk"
+        ]
         return [ref for _, ref in sorted(vbds)]
 
     def domain_of(self, vm: str) -> str:
