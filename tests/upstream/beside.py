@@ -84,7 +84,7 @@ async def beside(toolstack: Server, kept: Kept) -> AsyncIterator[Beside]:
     own = make_toolstack(server, drivers, lent(make_sr), domains, FakeBridges(hypervisor), ref, kept.folder, reactor)
     await own.open()
     host = Host(
-        name="beside", ref=ref, config=Config(kept.folder, times=TIMES, insecure_storage=True), clock=reactor,
+        ref=ref, config=Config(kept.folder, times=TIMES, insecure_storage=True), clock=reactor,
         records=records, toolstack=own, domains=domains, tasks=server.tasks, journals=kept.journals,
         peers=lambda uris: HttpPeer(reactor, uris, TIMES), free_memory=lambda: FREE_MEMORY, stories=kept.folder,
     )  # fmt: skip
