@@ -227,8 +227,8 @@ async def test_the_calls_of_todays_clients_move_it_to_a_host_of_ours(tmp_path: P
 
         def work() -> str:
             x = session_of(here).xenapi
-            with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
-                x.VM.assert_can_migrate(running, dest, True, {}, {}, {"force": "false"})
+            # one that runs is the toolstack's to move; this one can
+            x.VM.assert_can_migrate(running, dest, True, {}, {}, {"force": "false"})
             with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
                 x.VM.migrate_send(vm, dest, True, vdi_map, vif_map, {"copy": "true"})
             x.VM.assert_can_migrate(vm, dest, True, vdi_map, vif_map, {"force": "false"})

@@ -83,9 +83,11 @@ class OverlayCalls:
             wish = Wish.of(call, path)
             return Passed(True) if wish is None else self._mine(call, self._events(wish), abandon=True)
         if name in OURS:
-            if OURS[name] not in NEW_CALLS and not _to_one_of_ours(call.params):
+            if OURS[name] in NEW_CALLS:
+                return self._mine(call, self._own(call, origin))
+            if not _to_one_of_ours(call.params):
                 return Passed()
-            return self._mine(call, self._own(call, origin))
+            return self._mine(call, self._own_if_halted(call, path, body, origin))
         return self._task(call, path, body, origin)
 
     def ended(self, session: Any) -> None:
@@ -100,6 +102,13 @@ class OverlayCalls:
         caller = await self._caller(call)
         caller.must_be_permitted(PERMISSIONS[OURS[call.method]])
         return call.success(await self._dispatcher.call(call.method, call.params, origin))
+
+    async def _own_if_halted(self, call: Peeked, path: bytes, body: bytes, origin: str) -> bytes:
+        """A VM that runs is moved by the upstream, if it can do that."""
+        session, vm = call.params[:2]
+        if await self._client.call("VM.get_power_state", session, vm) == "Halted":
+            return await self._own(call, origin)
+        return await self._client.send(path, call.content_type, body, False, None)
 
     async def _caller(self, call: Peeked) -> Caller:
         return await self._identity.check(call.params[0] if call.params else None)
