@@ -58,6 +58,17 @@ class VbdNotRemovable(MigrateError):
 
 
 @catalogue
+class DeviceExists(MigrateError):
+    """The VM {vm} has a device {device} already, or there is no such device."""
+
+    code = "DEVICE_ALREADY_EXISTS"
+    parameters = ("device",)
+    status = 409
+    vm: str
+    device: str
+
+
+@catalogue
 class DeviceAttached(MigrateError):
     """The device {device} is attached already."""
 

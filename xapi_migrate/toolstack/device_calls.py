@@ -7,7 +7,7 @@ from typing import Any
 
 from xapi_migrate.errors import HandleInvalid, OperationNotAllowed, RemoteError
 from xapi_migrate.mac import new_mac
-from xapi_migrate.refusals import DeviceAttached, DeviceDetached, VbdIsEmpty, VbdNotEmpty, VbdNotRemovable
+from xapi_migrate.refusals import DeviceAttached, DeviceDetached, DeviceExists, VbdIsEmpty, VbdNotEmpty, VbdNotRemovable
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.operations import Operations
@@ -24,8 +24,7 @@ class DeviceCalls:
     def _halted(self, vm: str) -> None:
         if vm == NULL:
             raise HandleInvalid("VM", vm)
-        self._operations.check_free(vm)
-        self._operations.require(vm, "Halted")
+        self._operations.require_off(vm)
 
     def VM_get_allowed_VBD_devices(self, call: CallContext, vm: str) -> list[str]:
         used = {self._records.get("VBD", vbd)["userdevice"] for vbd in self._records.get("VM", vm)["VBDs"]}
@@ -45,8 +44,7 @@ class DeviceCalls:
         if given.get("userdevice", "autodetect") in ("", "autodetect"):
             given["userdevice"] = free[0] if free else ""
         if given["userdevice"] not in free:
-            text = f"The VM {vm} has a VBD {given['userdevice']} already, or there is no such device."
-            raise RemoteError(["DEVICE_ALREADY_EXISTS", given["userdevice"]], text)
+            raise DeviceExists(vm, given["userdevice"])
         given.pop("currently_attached", None)
         given.setdefault("type", "Disk")
         given.setdefault("mode", "RO" if given["type"] == "CD" else "RW")
@@ -102,7 +100,7 @@ class DeviceCalls:
         if given.get("device", "autodetect") in ("", "autodetect"):
             given["device"] = free[0] if free else ""
         if given["device"] not in free:
-            raise RemoteError(["DEVICE_ALREADY_EXISTS", given["device"]], f"The VM {vm} has that VIF already.")
+            raise DeviceExists(vm, given["device"])
         given.pop("currently_attached", None)
         if not given.get("MAC"):
             given["MAC"] = new_mac()

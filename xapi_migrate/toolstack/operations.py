@@ -74,6 +74,11 @@ class Operations:
             raise VmBadPowerState(vm, ", ".join(states).lower(), record["power_state"].lower())
         return record
 
+    def require_off(self, vm: str) -> Record:
+        """The record, if the VM is Halted and not busy. VmBadPowerState, OtherOperationInProgress."""
+        self.check_free(vm)
+        return self.require(vm, "Halted")
+
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         """Mark the VM busy. OtherOperationInProgress, OperationBlocked, HandleInvalid."""
         self.check_blocked(vm, operation)

@@ -17,6 +17,7 @@ from xapi_migrate.sm.services import SMServices
 from xapi_migrate.toolstack.allowed import AllowedOperations
 from xapi_migrate.toolstack.bridges import Bridges
 from xapi_migrate.toolstack.device_calls import DeviceCalls
+from xapi_migrate.toolstack.hardware_fields import HardwareFields
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.leftovers import Leftovers
 from xapi_migrate.toolstack.machine_calls import MachineCalls
@@ -125,6 +126,7 @@ def make_toolstack(
         MachineCalls(records, machines, suspending, operations, clock, host),
         DeviceCalls(records, operations),
     )
+    server.dispatcher.check_fields(HardwareFields(records, operations).checks())
     allowed = AllowedOperations(records)
     return Toolstack(storage, networks, machines, suspending, operations, running, allowed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet import defer
@@ -14,7 +14,7 @@ from xapi_migrate.together import started
 from xapi_migrate.xenapi.arguments import Arguments
 from xapi_migrate.xenapi.calls import Call, CallContext, calls_of
 from xapi_migrate.xenapi.datamodel import DataModel, Message
-from xapi_migrate.xenapi.generic import GenericCalls
+from xapi_migrate.xenapi.generic import Check, GenericCalls
 from xapi_migrate.xenapi.sessions import Sessions, kept
 from xapi_migrate.xenapi.tasks import Task, Tasks
 from xapi_migrate.xenapi.types import Kind
@@ -52,13 +52,19 @@ class Dispatcher:
         self._calls: dict[str, Call] = {}
         self._under_way: set[defer.Deferred[None]] = set()
         self._stopping = False
-        self._add(GenericCalls(model, records).all())
+        self._generic = GenericCalls(model, records)
+        self._add(self._generic.all())
 
     def register(self, *implementers: object) -> None:
         """Objects whose methods Class_message(call, parameters...) carry out calls; they win over generic ones.
         TypeError for a method that does not fit the data model."""
         for implementer in implementers:
             self._add(calls_of(self._model, implementer))
+
+    def check_fields(self, checks: Mapping[tuple[str, str], Check]) -> None:
+        """Before clients change a field, (class, field), its check is asked with the object's ref and what the field
+        would be."""
+        self._generic.checks.update(checks)
 
     def _add(self, calls: Iterable[Call]) -> None:
         self._calls.update((call.message.full_name, call) for call in calls)

@@ -31,6 +31,8 @@ PLAIN: dict[str, tuple[str, ...]] = {
 """Fields whose accessors the data model describes one by one, though they do no more than the others."""
 
 Run = Callable[..., Any]
+Check = Callable[[str, Any], None]
+"""Raises if the object of this ref may not have this value in a field."""
 
 
 def _without_internal(record: Record) -> Record:
@@ -51,6 +53,8 @@ class GenericCalls:
     def __init__(self, model: DataModel, records: IRecords) -> None:
         self._model = model
         self._records = records
+        self.checks: dict[tuple[str, str], Check] = {}
+        """What has to be looked at before clients change a field: (class, field) -> check."""
 
     def all(self) -> Iterator[Call]:
         """Every generic call of the data model."""
@@ -112,26 +116,32 @@ class GenericCalls:
     def _get(self, cls: str, field: str, call: CallContext, ref: str) -> Any:
         return self._records.get(cls, ref)[field]
 
-    def _set(self, cls: str, field: str, call: CallContext, ref: str, value: Any) -> None:
+    def _change(self, cls: str, field: str, ref: str, value: Any) -> None:
+        check = self.checks.get((cls, field))
+        if check is not None:
+            check(ref, value)
         self._records.update(cls, ref, **{field: value})
+
+    def _set(self, cls: str, field: str, call: CallContext, ref: str, value: Any) -> None:
+        self._change(cls, field, ref, value)
 
     def _add_to_map(self, cls: str, field: str, call: CallContext, ref: str, key: Any, value: Any) -> None:
         record = self._records.get(cls, ref)
         if key in record[field]:
             raise MapDuplicateKey(cls, field, record["uuid"], str(key))
-        self._records.update(cls, ref, **{field: {**record[field], key: value}})
+        self._change(cls, field, ref, {**record[field], key: value})
 
     def _remove_from_map(self, cls: str, field: str, call: CallContext, ref: str, key: Any) -> None:
         known = self._records.get(cls, ref)[field]
-        self._records.update(cls, ref, **{field: {k: v for k, v in known.items() if k != key}})
+        self._change(cls, field, ref, {k: v for k, v in known.items() if k != key})
 
     def _add_to_set(self, cls: str, field: str, call: CallContext, ref: str, value: Any) -> None:
         known = self._records.get(cls, ref)[field]
         if not isinstance(known, list):
             raise FieldTypeError(field)
         if value not in known:
-            self._records.update(cls, ref, **{field: [*known, value]})
+            self._change(cls, field, ref, [*known, value])
 
     def _remove_from_set(self, cls: str, field: str, call: CallContext, ref: str, value: Any) -> None:
         known = self._records.get(cls, ref)[field]
-        self._records.update(cls, ref, **{field: [item for item in known if item != value]})
+        self._change(cls, field, ref, [item for item in known if item != value])
