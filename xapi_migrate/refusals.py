@@ -58,6 +58,15 @@ class VbdNotRemovable(MigrateError):
 
 
 @catalogue
+class MacInvalid(MigrateError):
+    """{mac!r} is no interface's MAC address: six pairs of hexadecimal digits with colons between, the first even."""
+
+    code = "MAC_INVALID"
+    parameters = ("mac",)
+    mac: str
+
+
+@catalogue
 class DeviceExists(MigrateError):
     """The VM {vm} has a device {device} already, or there is no such device."""
 

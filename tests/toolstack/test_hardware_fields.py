@@ -57,6 +57,8 @@ async def test_while_a_halted_vm_is_being_moved_it_stays(tmp_path: Path) -> None
         for method, ref, value in await changes(here, vm):
             with pytest.raises(OtherOperationInProgress):
                 await here.call(method, ref, value)
+        with pytest.raises(OtherOperationInProgress):
+            await here.call("VM.set_memory_limits", vm, "0", "4", "0", "4")
 
 
 @pytest_twisted.ensureDeferred

@@ -23,6 +23,7 @@ from xapi_migrate.errors import (
     VdiInUse,
     VmBadPowerState,
 )
+from xapi_migrate.refusals import DeviceExists, MacInvalid
 from xapi_migrate.sm.interfaces import Attachment
 from xapi_migrate.store.interfaces import NULL
 
@@ -229,9 +230,12 @@ async def test_devices(tmp_path: Path) -> None:
         (network,) = here.server.records.refs("network")
         vif = await here.call("VIF.create", {"VM": vm, "network": network, "device": "0"})
         assert here.get("VIF", vif)["MAC"].startswith("02:") and here.get("network", network)["VIFs"] == [vif]
-        with pytest.raises(RemoteError, match="already"):
+        for wrong in ("nonsense", "01:00:00:00:00:00", "00:00:00:00:00:00", "02-11-22-33-44-55", "02:11:22:33:44:55\n"):
+            with pytest.raises(MacInvalid):
+                await here.call("VIF.create", {"VM": vm, "network": network, "device": "1", "MAC": wrong})
+        with pytest.raises(DeviceExists):
             await here.call("VIF.create", {"VM": vm, "network": network, "device": "0"})
-        with pytest.raises(RemoteError, match="already"):
+        with pytest.raises(DeviceExists):
             await here.call("VBD.create", {"VM": vm, "userdevice": "0"})
         assert (await here.call("VM.get_allowed_VBD_devices", vm))[0] == "1"
         await here.call("VM.set_memory_limits", vm, "1", "4", "2", "3")

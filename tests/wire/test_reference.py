@@ -442,6 +442,9 @@ async def test_errors(wire: Wire) -> None:
         assert error("VM.set_actions_after_shutdown", vm, "explode")[0] == "INVALID_VALUE"
         assert error("VM.set_user_version", vm, "many")[0] == "FIELD_TYPE_ERROR"
         assert error("VM.set_is_a_template", vm, "<string>yes</string>")[0] == "FIELD_TYPE_ERROR"
+        task = re.findall("OpaqueRef:[0-9a-f-]+", talk.call("task.create", "x", "").text)[0]
+        for endless in ("inf", "-inf", "nan", "1e999"):  # what JSON cannot say
+            assert error("task.set_progress", task, f"<double>{endless}</double>") == ["FIELD_TYPE_ERROR", "value"]
         assert error("VM.get_all_where", "field 1")[0] == "INVALID_VALUE"
         broken = error("VM.migrate", vm, "<array><data/></array>", "<struct/>", struct(**{"break": "1"}))
         assert broken[0] == "INTERNAL_ERROR" and "secret" not in broken[1]

@@ -12,11 +12,11 @@ from typing import Any
 import attrs
 
 from ..errors import ImportError_
+from ..mac import MAC
 from .metadata_xml import read_value
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 REF = re.compile(r"OpaqueRef:[0-9A-Za-z-]{1,64}")
-MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 PROOF = re.compile(r"[0-9a-f]{64}")
 HARDWARE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MOST_DISKS = 64

@@ -6,8 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 from xapi_migrate.errors import HandleInvalid, OperationNotAllowed, RemoteError
-from xapi_migrate.mac import new_mac
-from xapi_migrate.refusals import DeviceAttached, DeviceDetached, DeviceExists, VbdIsEmpty, VbdNotEmpty, VbdNotRemovable
+from xapi_migrate.mac import new_mac, of_one_interface
+from xapi_migrate.refusals import (
+    DeviceAttached,
+    DeviceDetached,
+    DeviceExists,
+    MacInvalid,
+    VbdIsEmpty,
+    VbdNotEmpty,
+    VbdNotRemovable,
+)
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.operations import Operations
@@ -104,6 +112,8 @@ class DeviceCalls:
         given.pop("currently_attached", None)
         if not given.get("MAC"):
             given["MAC"] = new_mac()
+        elif not of_one_interface(given["MAC"]):
+            raise MacInvalid(given["MAC"])
         if given.get("MTU", 0) <= 0:
             given["MTU"] = self._records.get("network", given["network"])["MTU"]
         return self._records.create("VIF", **given)

@@ -128,7 +128,7 @@ class MachineCalls:
     def VM_set_memory_limits(
         self, call: CallContext, self_: str, static_min: int, static_max: int, dynamic_min: int, dynamic_max: int
     ) -> None:
-        self._operations.require(self_, "Halted")
+        self._operations.require_off(self_)
         if not 0 <= static_min <= dynamic_min <= dynamic_max <= static_max:
             text = "Memory limits must satisfy static_min <= dynamic_min <= dynamic_max <= static_max."
             raise RemoteError(["MEMORY_CONSTRAINT_VIOLATION", text], text)

@@ -110,7 +110,7 @@ def _float(raw: Any, name: str) -> float:
             raw = float(raw)
         except ValueError:
             raise FieldTypeError(name) from None
-    if type(raw) is int and abs(raw) > LARGEST or type(raw) not in (int, float) or math.isnan(raw):
+    if type(raw) is int and abs(raw) > LARGEST or type(raw) not in (int, float) or not math.isfinite(raw):
         raise FieldTypeError(name)
     return float(raw)
 

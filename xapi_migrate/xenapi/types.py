@@ -65,7 +65,7 @@ class Type:
             case Kind.INT:
                 return type(value) is int and -LARGEST - 1 <= value <= LARGEST
             case Kind.FLOAT:
-                return type(value) in (int, float) and not math.isnan(value)
+                return type(value) in (int, float) and math.isfinite(value)  # JSON writes no others
             case Kind.BOOL:
                 return type(value) is bool
             case Kind.DATETIME:
