@@ -23,76 +23,24 @@
 | a constructor takes one struct | constructors |
 | errors: HANDLE_INVALID, UUID_INVALID, MAP_DUPLICATE_KEY, INVALID_VALUE, ... | errors |
 | get_all_where and its language | where |
-| log-in with two to four arguments; who fails is told both | log_in |
-| a task of an Async call, its result as XML in text | tasks |
-| event.from: token, events, valid_ref_counts, errors | events |
 | HTTP/1.0; keep-alive; pipelined; in pieces; Expect; HEAD, GET, OPTIONS; chunked | the last nine |
+
+Log-in, tasks and events are in test_tasks_and_events.py.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import re
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import pytest_twisted
-from twisted.internet import threads
 
-from tests.wire.raw import Answer, Conversation, post, struct, xml
-from tests.xenapi.live import PASSWORD, USER, Live, live
+from tests.wire.raw import post, struct, xml
+from tests.wire.talk import LOGIN, NOBODY, Talk, Wire
+from tests.xenapi.live import PASSWORD, USER
 from xapi_migrate.xenapi.calls import CallContext
-
-NOBODY = "OpaqueRef:nobody"
-
-
-@attrs.define
-class Wire:
-    """The server and a session of it. `talk` runs a test's work in a thread, with a connection of its own."""
-
-    live: Live
-    session: str
-
-    async def talk(self, work: Callable[[Talk], Any]) -> Any:
-        def run() -> Any:
-            with Conversation(("127.0.0.1", self.live.port)) as conversation:
-                return work(Talk(conversation, self.session, self.live.port))
-
-        return await threads.deferToThread(run)
-
-
-@attrs.define
-class Talk:
-    conversation: Conversation
-    session: str
-    port: int
-
-    def ask(self, body: bytes | str, path: str = "/") -> Answer:
-        self.conversation.say(post(body, path))
-        return self.conversation.answer()
-
-    def call(self, method: str, *values: str) -> Answer:
-        return self.ask(xml(method, self.session, *values))
-
-    def json(self, method: str, *params: object, path: str = "/jsonrpc", **more: object) -> Any:
-        answer = self.ask(json.dumps({"method": method, "params": params, "id": 7, **more}), path)
-        assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
-        return answer.json
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def wire(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wire]:
-    """One server for the module: what tests change, they make."""
-    folder: Path = tmp_path_factory.mktemp("wire")
-    async with live(folder) as here:
-        yield Wire(here, here.server.sessions.open(USER, "here"))
-
-
-LOGIN = xml("session.login_with_password", USER, PASSWORD)
 
 # -- 1.1 the envelope ---------------------------------------------------------------------------------
 
@@ -480,103 +428,6 @@ async def test_where(wire: Wire, expression: str, found: str) -> None:
         assert refs == wanted
         names = re.findall("<name>(OpaqueRef:[^<]+)</name>", talk.call("VM.get_all_records_where", text).value())
         assert names == wanted
-
-    await wire.talk(work)
-
-
-# -- 1.4 and 1.7 log-in, tasks, events ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("more", [(), ("1.10",), ("2.20", "an originator")])
-@pytest_twisted.ensureDeferred
-async def test_log_in(wire: Wire, more: tuple[str, ...]) -> None:
-    def work(talk: Talk) -> str:
-        session = re.fullmatch(
-            r"<value>(OpaqueRef:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})</value>",
-            talk.ask(xml("session.login_with_password", USER, PASSWORD, *more)).value(),
-        )
-        assert session
-        assert talk.ask(xml("session.logout", session[1])).value() == "<value></value>"
-        assert talk.ask(xml("session.logout", session[1])).error() == ["SESSION_INVALID", session[1]]
-        refused = talk.ask(xml("session.login_with_password", USER, "wrong", *more)).error()
-        assert refused == ["SESSION_AUTHENTICATION_FAILED", USER, "Authentication failure"]
-        background = talk.ask(xml("Async.session.login_with_password", USER, PASSWORD)).error()
-        assert background == ["Fault", "No async mode for this operation (rpc: session.login_with_password)"]
-        return session[1]
-
-    await wire.talk(work)
-
-
-@pytest_twisted.ensureDeferred
-async def test_tasks(wire: Wire) -> None:
-    vm = wire.live.records.create("VM")
-
-    def field(talk: Talk, name: str, task: str) -> str:
-        return talk.call(f"task.get_{name}", task).value()
-
-    def begin(talk: Talk) -> str:
-        task = talk.call("Async.VM.clean_shutdown", vm).value().removeprefix("<value>").removesuffix("</value>")
-        assert task.startswith("OpaqueRef:")
-        assert field(talk, "name_label", task) == "<value>Async.VM.clean_shutdown</value>"
-        assert field(talk, "status", task) == "<value>pending</value>"
-        assert field(talk, "type", task) == "<value>&lt;none/&gt;</value>"
-        assert field(talk, "progress", task) == "<value><double>0</double></value>"
-        assert field(talk, "finished", task) == (
-            "<value><dateTime.iso8601>19700101T00:00:00Z</dateTime.iso8601></value>"
-        )
-        assert field(talk, "result", task) == "<value></value>"
-        assert field(talk, "error_info", task) == "<value><array><data></data></array></value>"
-        assert field(talk, "subtask_of", task) == "<value>OpaqueRef:NULL</value>"
-        assert field(talk, "backtrace", task) == "<value>()</value>"
-        return task
-
-    def over(talk: Talk, task: str) -> None:
-        assert field(talk, "status", task) == "<value>success</value>"
-        assert field(talk, "progress", task) == "<value><double>1</double></value>"
-        # XML inside of text, escaped once
-        assert field(talk, "result", task) == "<value>&lt;value&gt;&lt;/value&gt;</value>"
-        assert field(talk, "allowed_operations", task) == "<value><array><data></data></array></value>"
-        assert talk.call("task.destroy", task).value() == "<value></value>"
-        assert talk.call("task.get_record", task).error() == ["HANDLE_INVALID", "task", task]
-
-    task = await wire.talk(begin)
-    wire.live.more.gate.callback(None)
-    await wire.talk(lambda talk: over(talk, task))
-
-
-@pytest_twisted.ensureDeferred
-async def test_events(wire: Wire) -> None:
-    vm = wire.live.records.create("VM")
-
-    def classes(*names: str) -> str:
-        return f"<array><data>{''.join(f'<value>{name}</value>' for name in names)}</data></array>"
-
-    def work(talk: Talk) -> None:
-        def token(text: str) -> str:
-            found = re.search("<name>token</name><value>([^<]*)</value>", text)
-            assert found and re.fullmatch(r"\d{20},\d{20}", found[1])
-            return found[1]
-
-        first = talk.call("event.from", classes(f"vm/{vm}"), "", "<double>0</double>").value()
-        assert first.count("<name>snapshot</name>") == 1
-        for name, value in (("class", "vm"), ("operation", "add"), ("ref", vm), ("timestamp", "0.0")):
-            assert f"<member><name>{name}</name><value>{value}</value></member>" in first
-        assert re.search(r"<name>id</name><value>\d+</value>", first)
-        assert re.search(r"<name>vm</name><value><i4>\d+</i4></value>", first)
-        same = talk.call("event.from", classes("VM"), token(first), "<int>0</int>").value()
-        assert "<name>events</name><value><array><data></data></array></value>" in same
-        assert token(same) >= token(first)
-        assert talk.call("VM.set_name_label", vm, "now").value()
-        assert "<value>mod</value>" in talk.call("event.from", classes("*"), token(first), "<double>9</double>").text
-        injected = talk.call("event.inject", "VM", vm).value()
-        assert re.fullmatch(r"<value>\d{20},\d{20}</value>", injected)
-        assert talk.call("event.from", classes("vm"), "x", "<double>0</double>").error() == [
-            "EVENT_FROM_TOKEN_PARSE_FAILURE", "x",
-        ]  # fmt: skip
-        assert talk.call("event.from", classes("vm/"), "", "<double>0</double>").error() == [
-            "EVENT_SUBSCRIPTION_PARSE_FAILURE", "vm/",
-        ]  # fmt: skip
-        assert talk.call("event.next").error() == ["SESSION_NOT_REGISTERED", talk.session]
 
     await wire.talk(work)
 
