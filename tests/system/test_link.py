@@ -1,9 +1,10 @@
 """Two hosts in namespaces of their own with a link of 200 Mbit/s between them: a real guest over it, over a link that
-is cut, and over one that is slower than the guest writes."""
+is cut, over one that is slower than the guest writes, and over one whose packets are long on the way."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.namespaces import Link, distant_hosts, inside
+from tests.system.relay import Relay
 from tests.system.world import GuestOf, World, as_raw
 from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest
@@ -32,6 +34,8 @@ SETTINGS = {
     "test_options": True,
 }
 FAST = "200mbit"
+DELAY = 0.02
+"""Seconds each way."""
 FULL = Ticker(fill_end=60 << 20, fill_pages=2000)
 """Its memory is no row of zeroes."""
 
@@ -94,6 +98,14 @@ def at_step(world: World, step: str, do: Callable[[], None]) -> Callable[[dict[s
     return look
 
 
+def cut_for_a_moment(between: Link | Relay) -> threading.Timer:
+    """Nothing comes through for three seconds. What ends it."""
+    between.cut()
+    healing = threading.Timer(3.0, between.heal)
+    healing.start()
+    return healing
+
+
 def test_a_guest_moves_over_the_link(link: Link, far: World, tmp_path: Path) -> None:
     made = far.new_guest(far.source, Guest(filled=48, ticker=FULL), "local-qcow2")
     uris = far.receive()
@@ -108,13 +120,7 @@ def test_a_link_that_is_cut_for_moments(link: Link, far: World, tmp_path: Path) 
     """While disks are copied and while memory is sent. TCP repeats what was lost, and the migration goes on."""
     made = far.new_guest(far.source, Guest(filled=96, ticker=FULL))
     blinks: list[threading.Timer] = []
-
-    def blink() -> None:
-        link.cut()
-        blinks.append(threading.Timer(3.0, link.heal))
-        blinks[-1].start()
-
-    copying, sending = at_step(far, "3.6", blink), at_step(far, "4.1", blink)
+    copying, sending = (at_step(far, step, lambda: blinks.append(cut_for_a_moment(link))) for step in ("3.6", "4.1"))
 
     def look(record: dict[str, object]) -> None:
         copying(record)
@@ -125,6 +131,45 @@ def test_a_link_that_is_cut_for_moments(link: Link, far: World, tmp_path: Path) 
         timer.join()
     assert (seen.status, seen.error_info) == ("success", [])
     assert len(blinks) == 2
+    unbroken(far, made, tmp_path, moved=True)
+
+
+def round_trip(link: Link, world: World) -> float:
+    """Seconds that a connection between the hosts needs: one packet there and one back."""
+    with inside(link.path("a")):
+        begun = time.monotonic()
+        socket.create_connection(("10.213.0.2", world.destination.port), timeout=30).close()
+        return time.monotonic() - begun
+
+
+def test_a_guest_moves_over_a_link_with_delay(link: Link, far: World, tmp_path: Path) -> None:
+    made = far.new_guest(far.source, Guest(filled=8, ticker=FULL))
+    with Relay(link, DELAY) as relay:
+        assert round_trip(link, far) >= 2 * DELAY
+        seen = far.follow(far.begin(made.uuid, far.receive()))
+        carried = relay.carried()
+    print(f"downtime {seen.other_config.get('downtime_ms')} ms, {carried}")
+    assert (seen.status, seen.error_info) == ("success", [])
+    assert carried.arrived > 16 << 20, "disk and memory took another way"
+    unbroken(far, made, tmp_path, moved=True)
+
+
+def test_a_link_with_delay_and_loss_that_is_cut_while_disks_are_copied(link: Link, far: World, tmp_path: Path) -> None:
+    made = far.new_guest(far.source, Guest(filled=24, ticker=FULL))
+    blinks: list[threading.Timer] = []
+    with Relay(link, DELAY, loss=0.001) as relay:
+        try:
+            copying = at_step(far, "3.6", lambda: blinks.append(cut_for_a_moment(relay)))
+            seen = far.follow(far.begin(made.uuid, far.receive()), copying)
+        finally:
+            for timer in blinks:
+                timer.join()
+        carried = relay.carried()
+    print(f"downtime {seen.other_config.get('downtime_ms')} ms, {carried}")
+    assert (seen.status, seen.error_info) == ("success", [])
+    assert len(blinks) == 1
+    assert carried.cut > 0
+    assert carried.chance > 0
     unbroken(far, made, tmp_path, moved=True)
 
 
