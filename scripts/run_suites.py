@@ -50,9 +50,9 @@ class Suite:
 
 
 SUITES = (
-    Suite("fast", "not system and not model", 480),
+    Suite("fast", "not system and not model", 900),
     Suite("model", "model", 420),
-    Suite("system", "system and not model and not every_cell", 1500),
+    Suite("system", "system and not model and not every_cell", 2100),
     Suite("every-cell", "every_cell", 1800, named=True),
 )
 
