@@ -13,7 +13,7 @@
 | tagged and untagged, nil, white space | values_come_in |
 | text that is no UTF-8 | text_that_is_none |
 | any text for a reference | a_reference_to_nothing |
-| JSON-RPC 1.0 and 2.0, success and failure, ids | json_1, json_2, json_ids |
+| JSON-RPC 1.0 and 2.0, success and failure, ids | json_1, json_2, json_ids, json_answers_belong_to_their_call |
 | listMethods, dates, void, integers in JSON | values_in_json |
 | Class.message, Class_message, Async., InternalAsync., case | names |
 | parameters counted before the session is looked at; too few, too many | counting, too_many |
@@ -247,6 +247,26 @@ async def test_json_ids(wire: Wire, given: object) -> None:
         for version in ({}, {"jsonrpc": "2.0"}):
             answer = talk.json("VM.get_by_name_label", talk.session, "x", id=given, **version)
             assert answer["id"] == given and type(answer["id"]) is type(given)
+
+    await wire.talk(work)
+
+
+@pytest_twisted.ensureDeferred
+async def test_json_answers_belong_to_their_call(wire: Wire) -> None:
+    """Also where its text is none; and what JSON is not is neither taken nor answered."""
+
+    def work(talk: Talk) -> None:
+        for text in ("\ud800", "a\0b"):
+            one = talk.json("VM.get_by_name_label", talk.session, text, id="me")
+            assert one["id"] == "me" and one["error"][:2] == ["INVALID_VALUE", "Invalid UTF-8 string in parameter"]
+            two = talk.json("VM.get_by_name_label", talk.session, text, id="me", jsonrpc="2.0")
+            assert (two["id"], two["error"]["message"]) == ("me", "INVALID_VALUE")
+        assert set(talk.json("VM.get_all", talk.session, jsonrpc="1.0")) == {"result", "error", "id"}
+        for name in ("NaN", "1e999", '{"a": 1}', "[1]"):
+            body = f'{{"method": "VM.get_all", "params": ["{talk.session}"], "id": {name}}}'
+            assert talk.ask(body, "/jsonrpc").status == 400
+        body = f'{{"method": "task.set_progress", "params": ["{talk.session}", "x", Infinity], "id": 1}}'
+        assert talk.ask(body, "/jsonrpc").status == 400
 
     await wire.talk(work)
 

@@ -115,9 +115,9 @@ class JsonCalls(_Calls):
     async def _answer(self, request: Any, body: bytes) -> bytes:
         request.setHeader(b"Content-Type", jsonrpc.CONTENT_TYPE)
         request.setHeader(b"Access-Control-Allow-Origin", b"*")
-        call = jsonrpc.JsonCall("", [], None, "2.0")
+        call = jsonrpc.read_call(body)
         try:
-            call = jsonrpc.parse_call(body)
+            jsonrpc.check_call(call)
             return jsonrpc.success(call, await self._run(request, call.method, call.params))
         except Malformed:
             raise

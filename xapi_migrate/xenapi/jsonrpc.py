@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -26,19 +27,37 @@ class JsonCall:
 
 def parse_call(body: bytes) -> JsonCall:
     """Malformed; InvalidValue for text that is not fit."""
+    call = read_call(body)
+    check_call(call)
+    return call
+
+
+def read_call(body: bytes) -> JsonCall:
+    """A call that can be answered, whatever is in it: `check_call` comes next. Malformed."""
     if body.count(b"[") + body.count(b"{") > MAX_ELEMENTS:  # before they cost anything
         raise Malformed(f"more than {MAX_ELEMENTS} elements")
     try:
-        raw = json.loads(body.decode())
+        raw = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise Malformed("the body is not JSON") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("method"), str):
         raise Malformed("the body is not a call")
-    params = raw.get("params", [])
+    params, given = raw.get("params", []), raw.get("id")
     if not isinstance(params, list):
         raise Malformed("params is not a list")
-    _check(params)
-    return JsonCall(check_text(raw["method"]), params, raw.get("id"), str(raw.get("jsonrpc", "")))
+    if not isinstance(given, str | int | float | None) or isinstance(given, float) and not math.isfinite(given):
+        raise Malformed("id is neither text nor a number")
+    return JsonCall(raw["method"], params, given, "2.0" if str(raw.get("jsonrpc", "")) == "2.0" else "")
+
+
+def check_call(call: JsonCall) -> None:
+    """Malformed, InvalidValue."""
+    check_text(call.method)
+    _check(call.params)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _check(params: list[Any]) -> None:
