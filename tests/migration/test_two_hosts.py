@@ -82,6 +82,20 @@ def test_a_halted_vm_moves(world: TwoHosts) -> None:
     assert "PUT memory" not in world.wire.messages
 
 
+def test_what_an_administrator_said_of_it_goes_along(world: TwoHosts) -> None:
+    vm = world.source.new_vm(running=False)
+    blocked = {"destroy": "it is ours", "clean_reboot": "at night"}
+    platform = {"cores-per-socket": "2", "vcpu-unrestricted": "true"}
+    world.source.records.update("VM", vm, blocked_operations=blocked, platform={**platform, "device-model": "x"})
+    task = world.migrate(vm)
+    assert world.run(30, lambda: over(task))
+    assert task.status == "success", task.value
+    record = world.destination.records.get("VM", vm)
+    assert record["blocked_operations"] == blocked
+    assert {key: record["platform"].get(key) for key in platform} == platform
+    assert "device-model" not in record["platform"]
+
+
 def test_every_message_is_sent_in_the_order_of_the_protocol(world: TwoHosts) -> None:
     task = world.migrate(world.source.new_vm())
     world.run(30, lambda: over(task))

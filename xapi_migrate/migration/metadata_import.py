@@ -26,9 +26,15 @@ LARGEST_DISK = 1 << 46
 # What a client may have set and a guest may need; never keys that name host files, devices or driver domains.
 VM_STRINGS = ("name_label", "name_description", "HVM_boot_policy", "PV_bootloader", "PV_args")
 VM_TEXT_MAPS = {
-    "platform": re.compile(r"acpi|apic|nx|pae|viridian|timeoffset|device_id|videoram|vga|usb"),
+    "platform": re.compile(
+        r"acpi|apic|nx|pae|viridian|timeoffset|device_id|videoram|vga|usb|cores-per-socket|vcpu-unrestricted"
+    ),
     "other_config": re.compile(
         r"auto_poweron|folder|mac_seed|base_template_name|linux_template|XenCenter\..*|xo:.*|xe:.*"
+    ),
+    "blocked_operations": re.compile(
+        r"start|start_on|clean_shutdown|hard_shutdown|shutdown|clean_reboot|hard_reboot|pause|unpause|suspend|resume"
+        r"|resume_on|migrate_send|pool_migrate|destroy|snapshot|checkpoint|clone|copy|export|make_into_template"
     ),
     "HVM_boot_params": re.compile(r"order"),
     "VCPUs_params": re.compile(r"weight|cap|mask"),
