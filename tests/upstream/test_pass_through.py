@@ -271,3 +271,74 @@ async def test_a_hundred_long_polls_and_a_large_export_at_constant_memory(xapi: 
         assert got > size
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown[0] < 32 << 10  # KiB
         assert len(here.overlay.pool.connections) <= polls + 1
+
+
+class Deaf:
+    """An upstream that reads no bodies and keeps its connections: what is in one is its next request. It answers with
+    the target; to /planted only when something more has come."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.upstream = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _more(self, connection: socket.socket) -> bytes:
+        try:
+            return connection.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+
+    def _serve(self, connection: socket.socket) -> None:
+        unread = b""
+        with connection:
+            connection.settimeout(DEADLINE)
+            while True:
+                while b"\r\n\r\n" not in unread:
+                    data = self._more(connection)
+                    if not data:
+                        return
+                    unread += data
+                head, _, unread = unread.partition(b"\r\n\r\n")
+                target = head.split(b" ")[1]
+                if target == b"/planted" and not unread:
+                    unread = self._more(connection)
+                    if not unread:
+                        return
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(target) + target)
+
+
+PLANTED = b"GET /planted HTTP/1.1\r\nHost: x\r\n\r\n"
+HIDING = [
+    b"GET /first HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PLANTED) + PLANTED,
+    b"POST http://x/RPC2 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PLANTED) + PLANTED,
+]
+
+
+@pytest.mark.parametrize("hiding", HIDING)
+@pytest_twisted.ensureDeferred
+async def test_what_an_upstream_leaves_unread_is_not_answered_to_another_client(hiding: bytes) -> None:
+    deaf = Deaf()
+
+    def work(address: tuple[str, int]) -> bytes:
+        with Conversation(address) as hostile, Conversation(address) as other:
+            hostile.say(hiding)
+            hostile.answer()
+            other.say(b"GET /own HTTP/1.1\r\nHost: x\r\n\r\n")
+            return other.answer().body
+
+    try:
+        async with overlaid(deaf.upstream) as here:
+            assert await threads.deferToThread(work, here.address) == b"/own"
+    finally:
+        deaf.close()

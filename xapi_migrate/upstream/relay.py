@@ -59,6 +59,7 @@ class Relay:
         self._head = head
         self._opening = opening
         self._body = body
+        self._read_for_sure = body.ended and head.method != b"HEAD" and head.target.startswith(b"/")
         self._repeatable = repeatable
         self._saw = saw
         self._connection: Connection | None = None
@@ -188,7 +189,9 @@ class Relay:
         self._over = True
         self._release(connection)
         complete = self._body.ended
-        if complete and whole and self._persistent:
+        if complete and whole and self._persistent and self._read_for_sure:
+            # Else the upstream may not have read the body: it would take what is in it for the next request, and that
+            # one's answer would be another client's.
             self._pool.give_back(connection)
         else:
             connection.abort()
