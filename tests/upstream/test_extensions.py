@@ -16,7 +16,7 @@ from twisted.internet import defer, reactor, threads
 
 from tests.upstream.overlaid import USERS, SteeredMoves, overlaid
 from tests.upstream.simulated.server import SimulatedXapi
-from tests.wire.raw import Answer, Conversation, post, xml
+from tests.wire.raw import Answer, Conversation, post, struct, xml
 from xapi_migrate.cli.extensions import install_extensions, uninstall_extensions
 from xapi_migrate.upstream.plugin import plugin_site
 from xapi_migrate.xenapi.local_socket import listen_locally
@@ -132,11 +132,15 @@ async def test_the_plugins_socket(short_tmp: Path) -> None:
             json_call = json.dumps(
                 {"jsonrpc": "2.0", "id": 1, "method": "VM.receive", "params": [session, "OpaqueRef:s"]}
             )
-            about, good, bad, foreign, login, nonsense, elsewhere = await threads.deferToThread(
+            xapi.database.records["VM"]["OpaqueRef:runs"] = {"power_state": "Running"}
+            to_ours = struct(xapi_migrate="https://x/")
+            about, good, bad, foreign, login, running, nonsense, elsewhere = await threads.deferToThread(
                 ask, f"GET {base} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), post(json_call, f"{base}/jsonrpc"),
                 post(xml("VM.receive", guest, "OpaqueRef:s"), f"{base}/RPC2"),
                 post(xml("VM.get_all", session), f"{base}/RPC2"),
-                post(xml("session.login_with_password", "root", ""), f"{base}/RPC2"), post("x", f"{base}/RPC2"),
+                post(xml("session.login_with_password", "root", ""), f"{base}/RPC2"),
+                post(xml("VM.migrate_send", session, "OpaqueRef:runs", to_ours), f"{base}/RPC2"),
+                post("x", f"{base}/RPC2"),
                 b"GET /services/plugin/other HTTP/1.1\r\nHost: x\r\n\r\n",
             )  # fmt: skip
             await defer.maybeDeferred(port.stopListening)
@@ -145,6 +149,8 @@ async def test_the_plugins_socket(short_tmp: Path) -> None:
     assert bad.error()[0] == "RBAC_PERMISSION_DENIED"
     assert foreign.error() == ["MESSAGE_METHOD_UNKNOWN", "VM.get_all"]
     assert login.error() == ["MESSAGE_METHOD_UNKNOWN", "session.login_with_password"]
+    # one that runs is the toolstack's to move: it is asked, and this one cannot
+    assert running.error() == ["NOT_IMPLEMENTED", "VM.migrate_send"]
     assert (nonsense.status, elsewhere.status) == (400, 404)
 
 

@@ -43,13 +43,14 @@ class _Plugin(Resource):
         return json.dumps(about).encode() + b"\n"
 
     def render_POST(self, request: Any) -> Any:
-        form = wire_of(b"/" + b"/".join(request.postpath))
-        call = peek.parse(form, request.content.read()) if form is not None else None
+        path, body = b"/" + b"/".join(request.postpath), request.content.read()
+        form = wire_of(path)
+        call = peek.parse(form, body) if form is not None else None
         gone: list[Any] = []
         request.notifyFinish().addErrback(gone.append)
         if call is None:
             return self._write(request, _NO_CALL, gone)
-        decided = self._calls.decide(call, b"/RPC2", b"", "plugin") if call.method in OURS else None
+        decided = self._calls.decide(call, path, body, "plugin") if call.method in OURS else None
         if not isinstance(decided, Mine):
             words = MessageMethodUnknown(call.method).failure()
             return self._write(request, Reply(b"200 OK", call.content_type, call.failure(words)), gone)
