@@ -190,3 +190,21 @@ async def test_a_journal_that_is_removed_while_it_is_written_stays_away(tmp_path
     cancelled.addErrback(lambda _: None)
     await journal.remove()
     assert await journals.read() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_beginning_that_could_not_be_made_durable_is_not_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was written, its folder could not be synced: the call has failed, so the VM is free to be started, and a
+    restarted daemon must not go on moving it."""
+
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    journals = FileJournals(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("xapi_migrate.migration.journal._sync", broken)
+        with pytest.raises(JournalFailed):
+            await journals.begin("sender", "m-1").record(Mark.BEGUN)
+    assert await journals.read() == []

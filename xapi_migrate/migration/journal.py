@@ -231,12 +231,12 @@ def _create(path: Path, length: int, line: bytes) -> int:
     try:
         os.posix_fallocate(descriptor, 0, len(line) + RESERVED)
         written = _write(descriptor, length, line)
+        _sync(path.parent)
     except OSError:
         path.unlink(missing_ok=True)
         raise
     finally:
         os.close(descriptor)
-    _sync(path.parent)
     return written
 
 
