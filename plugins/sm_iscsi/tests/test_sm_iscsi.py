@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def test_a_password_is_not_repeated() -> None:
 
 def test_luns() -> None:
     assert numbers("7,1-3,2") == [7, 1, 2, 3]
+    assert len(numbers("0-4095")) == 4096
+
+
+@pytest.mark.parametrize("text", ["0-4096", ",".join(["0-99999"] * 1000), ",".join(["0-4095"] * 100_000)])
+def test_a_list_of_luns_that_would_take_long_is_refused_at_once(text: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(InvalidValue) as refused:
+        numbers(text)
+    assert time.process_time() - begun < 1.0
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.system
