@@ -120,9 +120,10 @@ async def test_a_restarted_daemon_keeps_what_is_attached(group: FakeGroup, short
     lvm = lvm_host(short_tmp, group)
     await lvm.sr.attach()
     used, unused = str(uuid.uuid4()), str(uuid.uuid4())
-    for vdi in (used, unused):
+    # without a domain nobody waits for a datapath that died
+    for vdi, purpose in ((used, Purpose.DOMAIN), (unused, Purpose.TARGET)):
         await lvm.sr.vdi_create(vdi, ODD)
-        await lvm.sr.vdi_attach(vdi, Purpose.DOMAIN)
+        await lvm.sr.vdi_attach(vdi, purpose)
     datapath = lvm.services.datapaths.get(unused)
     assert datapath is not None
     await datapath.daemon.child.kill()
