@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from xapi_migrate.errors import MigrateError
+from xapi_migrate.errors import MigrateError, OperationNotAllowed
 from xapi_migrate.pool.routing import Routing
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
@@ -16,6 +16,7 @@ from xapi_migrate.testing.fake_hypervisor import FakeHypervisor
 from xapi_migrate.testing.two_hosts import Unwritten
 from xapi_migrate.toolstack.networks import Networks
 from xapi_migrate.toolstack.placement import Placement
+from xapi_migrate.toolstack.placement_calls import PlacementCalls
 from xapi_migrate.xenapi.own_calls import data_model
 
 MEMORY = 1 << 30
@@ -70,6 +71,30 @@ def test_a_call_about_a_vm_goes_where_it_runs_and_reading_goes_nowhere() -> None
     pool.dies(pool.b)
     assert pool.goes_to("VM.hard_shutdown", vm) == pool.b, "nobody else may say what became of it"
     assert pool.goes_to("VM.power_state_reset", vm) == pool.a
+
+
+def test_a_vm_is_not_given_up_while_somebody_who_answers_works_on_it() -> None:
+    """A Halted VM that is being sent, a hidden one that is being received, and a VM whose sender has died while its
+    receiver has a domain of it: were they free, they could be started, and run twice."""
+    pool = ThreeHosts()
+    nothing: Any = None
+    calls = PlacementCalls(pool.records, pool.a, nothing, pool.placement, nothing, nothing, nothing)
+    task = pool.records.create("task", resident_on=pool.b, status="pending")
+    sent = pool.vm(pool.shared, current_operations={task: "migrate_send"})
+    lost = pool.vm(pool.shared, pool.c)
+    uuid = pool.records.get("VM", lost)["uuid"]
+    hidden = pool.vm(pool.shared, _incoming_uuid=uuid, _receiver=pool.b, _migration="m")
+    pool.dies(pool.c)
+    for vm in (sent, hidden, lost):
+        before = pool.records.get("VM", vm)
+        with pytest.raises(OperationNotAllowed, match=pool.b):
+            calls.VM_power_state_reset(nothing, vm)
+        assert pool.records.get("VM", vm) == before
+    pool.dies(pool.b)
+    for vm in (sent, lost):
+        calls.VM_power_state_reset(nothing, vm)
+        record = pool.records.get("VM", vm)
+        assert (record["power_state"], record["current_operations"], record["resident_on"]) == ("Halted", {}, NULL)
 
 
 def test_a_vm_starts_where_it_can_be() -> None:

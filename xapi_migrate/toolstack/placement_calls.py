@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import TaskHandle
-from xapi_migrate.store.interfaces import NULL
+from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.evacuation import Evacuation
 from xapi_migrate.toolstack.placement import Placement
@@ -68,18 +68,32 @@ class PlacementCalls:
 
     def VM_power_state_reset(self, call: CallContext, vm: str) -> None:
         """The administrator's word that the VM's host is gone for good, and the VM with it. If that is wrong, a VM that
-        is started anew runs twice: so it is refused while the host answers."""
+        is started anew runs twice: so it is refused while the host answers, or another that works on it."""
         record = self._records.get("VM", vm)
-        hosts = {record["resident_on"], record.get("_domain_host") or NULL} - {NULL}
-        for host in hosts & set(self._records.refs("host")):
+        for host in self._concerned(vm, record):
             if self._placement.is_live(host):
-                raise OperationNotAllowed(f"The host {host} of VM {vm} answers: shut the VM down there.")
+                raise OperationNotAllowed(
+                    f"The host {host}, which has the VM {vm} or works on it, answers: shut the VM down there, or let "
+                    "that end."
+                )
         self._records.update(
             "VM", vm, power_state="Halted", resident_on=NULL, domid=-1, current_operations={}, _domain="",
             _domain_host="",
         )  # fmt: skip
         for vbd in record["VBDs"]:
             self._records.update("VBD", vbd, currently_attached=False)
+
+    def _concerned(self, vm: str, record: Record) -> set[str]:
+        """Hosts that have a domain of the VM, build one, move the VM or receive it."""
+        hosts = {record["resident_on"], record.get("_domain_host")}
+        for task in record["current_operations"]:
+            if self._records.has("task", task):
+                hosts.add(self._records.get("task", task)["resident_on"])
+        for ref in (vm, *self._records.find("VM", _incoming_uuid=record["uuid"])):
+            hidden = self._records.get("VM", ref)
+            if hidden.get("_incoming_uuid"):
+                hosts.add(hidden.get("_receiver"))
+        return hosts & set(self._records.refs("host"))
 
     def host_enable(self, call: CallContext, host: str) -> None:
         self._records.update("host", host, enabled=True)
