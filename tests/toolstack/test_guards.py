@@ -83,3 +83,27 @@ async def test_an_operation_is_retaken_whatever_the_record_says(tmp_path: Path) 
         await here.toolstack.machines.resync()
         assert here.get("VM", vm)["current_operations"] == {task.ref: "migrate_send"}
         assert "start" not in here.get("VM", vm)["allowed_operations"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_halted_vm_that_is_sent_is_held_until_that_ends(tmp_path: Path) -> None:
+    """The record's current_operations come to other members a moment later; the claim is taken in the database."""
+    async with small_host(tmp_path) as here:
+        vm = await here.vm(await here.sr())
+        for end in (True, False):
+            here.toolstack.begin_operation(vm, "migrate_send", "OpaqueRef:task")
+            await here.toolstack.hold(vm)
+            assert here.get("VM", vm)["_domain_host"] == here.host
+            here.toolstack.end_operation(vm, "OpaqueRef:another")
+            assert here.get("VM", vm)["_domain_host"] == here.host
+            if end:
+                here.toolstack.end_operation(vm, "OpaqueRef:task")
+            else:
+                await here.toolstack.machines.resync()  # as a daemon does that was killed before it wrote anything down
+            assert here.get("VM", vm)["_domain_host"] == ""
+        await here.call("VM.start", vm, False, False)
+        here.toolstack.begin_operation(vm, "migrate_send", "OpaqueRef:task")
+        await here.toolstack.hold(vm)
+        here.toolstack.end_operation(vm, "OpaqueRef:task")
+        assert here.get("VM", vm)["_domain_host"] == here.host, "its domain is here"
+        here.toolstack.end_operation(vm, "OpaqueRef:task")

@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from tests.xenapi.two_servers import DISK, FREE_MEMORY, Server, TwoServers, two_servers
-from xapi_migrate.errors import MigrateError
+from xapi_migrate.errors import MigrateError, VmBadPowerState
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.toolstack.destination import ABOUT, OFFER
 from xapi_migrate.uris.offer import parse
@@ -451,3 +451,22 @@ async def test_a_halted_vm_is_copied(tmp_path: Path) -> None:
         own = dict.fromkeys(vdi_map, await here.new_sr("other"))
         refused = await failure(here, "VM.migrate_send", vm, dest, True, own, {}, {"copy": "true"})
         assert refused[0] == "OPERATION_NOT_ALLOWED"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_halted_vm_that_another_member_starts_is_not_sent(tmp_path: Path) -> None:
+    """Its record says nothing of that yet: it would run there, and be here at the receiver too."""
+    async with two_servers(tmp_path) as world:
+        here, there = world.source, world.destination
+        vm = await here.new_vm(await here.new_sr(), running=False)
+        vdi_map, vif_map = here.maps(vm, await there.new_sr(), there.network)
+        here.records.update("VM", vm, _domain_host="OpaqueRef:another-member")
+        arguments = (vm, await migrate_receive(there), True, vdi_map, vif_map, {})
+        with pytest.raises(VmBadPowerState):
+            await here.call("VM.migrate_send", *arguments)
+        assert here.records.get("VM", vm)["current_operations"] == {}
+        assert here.records.get("VM", vm)["_domain_host"] == "OpaqueRef:another-member"
+        here.records.update("VM", vm, _domain_host="")
+        await here.call("VM.migrate_send", *arguments)
+        assert here.records.refs("VM") == [] and len(there.records.refs("VM")) == 1
+        assert there.records.get("VM", there.records.refs("VM")[0]).get("_domain_host") in (None, "")

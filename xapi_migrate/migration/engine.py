@@ -67,6 +67,7 @@ class Engine:
         self._incoming: dict[str, Receiving] = {}
         self._outgoing: dict[str, Sending] = {}
         self._waiting: set[Moment[None]] = set()
+        self._stopped = False
         self._sends = Queue(host.config.sends_at_once)
         self._receives = Queue(host.config.receives_at_once)
         self._recovered: dict[str, Moment[str]] = {}
@@ -129,6 +130,9 @@ class Engine:
         host.toolstack.begin_operation(vm, operation, task.ref)
         turn = self._sends.join(lambda behind: tell_place(task, "to be sent", behind))
         try:
+            await host.toolstack.hold(vm)
+            if self._stopped:
+                raise MigrationNotBegun
             await self._wait(turn, task, peer, story)
             record = self._check(vm)  # it may have shut down meanwhile
             if copying:
@@ -255,6 +259,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Let go of everything, undo nothing. What waits its turn ends, for it could not be found again."""
+        self._stopped = True
         for over in list(self._waiting):
             over.fail(MigrationNotBegun())
         for sending in list(self._outgoing.values()):

@@ -66,6 +66,10 @@ class Toolstack(Protocol):
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         """Mark the VM busy; OtherOperationInProgress if it is."""
 
+    async def hold(self, vm: str) -> None:
+        """No other member of the pool starts or sends a VM that has no domain, until `end_operation`. VmBadPowerState
+        if one does already."""
+
     def retake_operation(self, vm: str, operation: str, task: str) -> None:
         """After a restart: the VM is busy with this and with nothing else, whatever its record says."""
 

@@ -160,6 +160,9 @@ class SimToolstack:
             raise OtherOperationInProgress("VM", vm, operation, self.busy[vm])
         self.busy[vm] = task
 
+    async def hold(self, vm: str) -> None:
+        """These hosts are in no pool."""
+
     def retake_operation(self, vm: str, operation: str, task: str) -> None:
         self.busy[vm] = task
 

@@ -128,6 +128,14 @@ class Machines:
         if not await self._records.take("VM", vm, "_domain_host", (None, "", self._host), self._host):
             raise VmBadPowerState(vm, "halted, suspended", "running")
 
+    def let_go(self, vm: str, task: str) -> None:
+        """The end of a claim by this task's operation, where no domain came of it; no VM, no harm."""
+        record = self._find(vm)
+        if record is None or task not in record["current_operations"] or record.get("_domain"):
+            return
+        if record.get("_domain_host") == self._host:
+            self.set_domain(vm, "")
+
     async def start(self, vm: str, paused: bool = False) -> None:
         """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""
         record = self._records.get("VM", vm)
@@ -234,6 +242,9 @@ class Machines:
             current = self._records.get("VM", vm)["current_operations"]
             left = {task: operation for task, operation in current.items() if task in pending}
             self._records.update("VM", vm, current_operations=left)
+            record = self._records.get("VM", vm)
+            if not left and not record.get("_domain") and record.get("_domain_host") == self._host:
+                self.set_domain(vm, "")  # claimed by what did not come so far
             try:
                 await self.resync_vm(vm)
             except Exception:

@@ -93,10 +93,15 @@ class Toolstack:
     def begin_operation(self, vm: str, operation: str, task: str) -> None:
         self.operations.begin_operation(vm, operation, task)
 
+    async def hold(self, vm: str) -> None:
+        if not self.domain_of(vm):
+            await self.machines.claim(vm)
+
     def retake_operation(self, vm: str, operation: str, task: str) -> None:
         self.operations.retake_operation(vm, operation, task)
 
     def end_operation(self, vm: str, task: str) -> None:
+        self.machines.let_go(vm, task)
         self.operations.end_operation(vm, task)
 
 
