@@ -111,7 +111,8 @@ def test_a_receiver_that_never_comes_back(world: World) -> None:
         assert world.console(made.uuid, world.source).breaks == []
         again = command(world.source, "force-settle", made.uuid, "--outcome", "stays", "--yes")
         assert "is not in doubt" in again.stderr
+        # Its journal knows of the VM, and goes when the sender has told it how that ended.
         world.destination.start()
         world.destination.wait_ready()
-    world.nothing_left(world.destination)
+        world.nothing_left(world.destination)
     assert world.ticks(made.uuid, world.source)
