@@ -64,16 +64,12 @@ class DatapathOf:
         return self.node is None and self.format == ImageFormat.RAW.value and whole
 
     @property
-    def is_thick(self) -> bool:
-        """Whether a hole that is punched need not read as zeroes. Into a file it does. For a block device both tgtd and
-        QEMU discard, and what is read then is not defined."""
-        return self.node is not None or Path(self.path).is_block_device()
-
-    @property
     def keeps_discarded(self) -> bool:
         """Whether what is discarded in the view may be read afterwards: a VHD takes no notice of discards, and what
-        they leave on a device is not defined. Zeroes have to be written there, which tgtd does block by block."""
-        return not self.is_its_file and (self.is_thick or self.format == ImageFormat.VHD.value)
+        they leave on a device is not defined. Zeroes have to be written there. tgtd does that block by block, and a
+        sender's watch takes it for dead meanwhile."""
+        elsewhere = self.node is not None or Path(self.path).is_block_device()
+        return elsewhere or self.format == ImageFormat.VHD.value
 
 
 class Datapath:

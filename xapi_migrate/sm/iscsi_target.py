@@ -84,12 +84,11 @@ class ISCSIService:
         *,
         scsi_id: str,
         read_only: bool = False,
-        thick: bool = False,
     ) -> TargetUrl:
-        """Serve the file at `path` as a LUN of the migration's target at the local `address`. `thick`: a hole in it
-        need not read as zeroes. Repeatable. SrBackendFailure."""
+        """Serve the file at `path`, whose holes read as zeroes, as a LUN of the migration's target at the local
+        `address`. Repeatable. SrBackendFailure."""
         return await self._locked(
-            lambda: self._add_lun(migration_id(migration), vdi, path, address, scsi_id, read_only, thick)
+            lambda: self._add_lun(migration_id(migration), vdi, path, address, scsi_id, read_only)
         )
 
     async def remove_lun(self, migration: str, vdi: str) -> bool:
@@ -172,16 +171,14 @@ class ISCSIService:
         finally:
             self._lock.release()
 
-    async def _add_lun(
-        self, name: str, vdi: str, path: Path, address: str, scsi_id: str, read_only: bool, thick: bool
-    ) -> TargetUrl:
+    async def _add_lun(self, name: str, vdi: str, path: Path, address: str, scsi_id: str, read_only: bool) -> TargetUrl:
         await self._listen(address)
         target = self._state.targets.get(name) or self._new_target(name)
         try:
             if not target.made:
                 await self._make_target(name, target)
             if vdi not in target.luns:
-                await self._make_lun(target, vdi, path, scsi_id, read_only, thick)
+                await self._make_lun(target, vdi, path, scsi_id, read_only)
         except TgtError as failure:
             if not target.luns:
                 await self._remove_target(name, target)
@@ -216,18 +213,13 @@ class ISCSIService:
         target.made = True
         self._save()
 
-    async def _make_lun(
-        self, target: _Target, vdi: str, path: Path, scsi_id: str, read_only: bool, thick: bool
-    ) -> None:
+    async def _make_lun(self, target: _Target, vdi: str, path: Path, scsi_id: str, read_only: bool) -> None:
         lun = max(target.luns.values(), default=0) + 1
         if "," in str(path):
             raise SrBackendFailure(f"exporting VDI {vdi}", f"tgtd cannot serve a path with a comma: {path}")
-        # Thick: tgtd must not unmap, only write zeroes. That it does block by block, and where a block is less than a
-        # page, it has the kernel read each page before.
-        thin, block = (0, 4096) if thick else (1, 512)
-        backing = f"path={path},bstype=rdwr,blocksize={block}"
+        backing = f"path={path},bstype=rdwr,blocksize=512"
         await self._tgt.ask(Mode.DEVICE, Op.NEW, tid=target.tid, lun=lun, text=backing, what=f"open {path}")
-        identity = f"vendor_id=XAPIMIG,product_id=VDI,scsi_id={scsi_id},scsi_sn={vdi},thin_provisioning={thin},"
+        identity = f"vendor_id=XAPIMIG,product_id=VDI,scsi_id={scsi_id},scsi_sn={vdi},thin_provisioning=1,"
         identity += "readonly=1," if read_only else ""
         try:
             await self._tgt.ask(

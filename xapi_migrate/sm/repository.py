@@ -184,7 +184,7 @@ class Repository:
         datapath = await self._attach(uuid, TARGET)
         try:
             await datapath.activate(TARGET)
-            serve = self._serve(secure, thick=datapath.of.is_thick)
+            serve = self._serve(secure)
             if datapath.of.keeps_discarded:
                 serve = partial(self._services.nbd.add, holes=False)
             url = await serve(migration, uuid, datapath.view, address, scsi_id=uuid)
@@ -400,8 +400,8 @@ class Repository:
         except MigrateError as failure:  # nobody uses it any more: nothing that waits for this is at stake
             self.log.warn("VDI {vdi} stays attached to its storage: {reason}", vdi=uuid, reason=str(failure))
 
-    def _serve(self, secure: bool, thick: bool = False) -> Callable[..., Awaitable[TargetUrl]]:
-        return self._services.nbd.add if secure else partial(self._services.iscsi.add_lun, thick=thick)
+    def _serve(self, secure: bool) -> Callable[..., Awaitable[TargetUrl]]:
+        return self._services.nbd.add if secure else self._services.iscsi.add_lun
 
     async def _begin(self, copy: Copy, url: TargetUrl) -> None:
         datapath = await self._attach(copy.of.vdi, COPY)
