@@ -188,7 +188,7 @@ def test_a_link_that_stays_cut(link: Link, far: World, tmp_path: Path, step: str
 def test_a_guest_that_writes_faster_than_the_link_carries(link: Link, far: World, tmp_path: Path) -> None:
     fast = Ticker(ticks=1000, span=30000)
     made = far.new_guest(far.source, Guest(filled=2, ticker=fast))
-    link.shape("4mbit")
+    link.shape("8mbit")
     told: set[str] = set()
     task = far.begin(made.uuid, far.receive())
     seen = far.follow(task, lambda record: told.add(record["other_config"].get("convergence", "")))
