@@ -69,10 +69,8 @@ def crash(world: TwoHosts, side: str) -> None:
         world.clock.callLater(DOWN, host.start)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("side", "mark"), [*WRITES, *UNDOING], ids=lambda value: getattr(value, "value", value))
-def test_a_crash_at_a_journal_write(side: str, mark: Mark, when: str) -> None:
-    world = TwoHosts(Clock())
+def crash_at(world: TwoHosts, side: str, mark: Mark, when: str) -> list[Mark]:
+    """Crash that daemon once, `before` or `after` it writes `mark`; what is returned is not empty from then on."""
     crashed: list[Mark] = []
 
     def hook(journal: MemoryJournal, written: Mark) -> None:
@@ -82,6 +80,14 @@ def test_a_crash_at_a_journal_write(side: str, mark: Mark, when: str) -> None:
             raise Crash
 
     setattr(host_of(world, side).journals, when, hook)
+    return crashed
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("side", "mark"), [*WRITES, *UNDOING], ids=lambda value: getattr(value, "value", value))
+def test_a_crash_at_a_journal_write(side: str, mark: Mark, when: str) -> None:
+    world = TwoHosts(Clock())
+    crashed = crash_at(world, side, mark, when)
     vm = world.source.new_vm()
     task = world.migrate(vm)
     if (side, mark) in UNDOING:

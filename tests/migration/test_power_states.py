@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from tests.migration.test_crashes import DOWN, MESSAGES, WRITES, crash, host_of, over
+from tests.migration.test_crashes import DOWN, MESSAGES, WRITES, crash, crash_at, over
 from xapi_migrate.domains.interfaces import DomainState
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.steps import Step
@@ -119,15 +119,7 @@ def test_it_stays_as_it_was_when_it_is_cancelled(state: str) -> None:
 )
 def test_a_crash_at_a_journal_write(state: str, side: str, mark: Mark, when: str) -> None:
     world = TwoHosts(Clock())
-    crashed: list[Mark] = []
-
-    def hook(journal: MemoryJournal, written: Mark) -> None:
-        if written is mark and not crashed:
-            crashed.append(written)
-            crash(world, side)
-            raise Crash
-
-    setattr(host_of(world, side).journals, when, hook)
+    crashed = crash_at(world, side, mark, when)
     task = world.migrate(new_vm(world, state))
     world.run(20, lambda: bool(crashed))
     assert crashed, "that write never came"

@@ -8,10 +8,9 @@ import random
 import pytest
 from twisted.internet.task import Clock
 
-from tests.migration.test_crashes import MESSAGES, STRIKES, WRITES, crash, host_of, over, strike
+from tests.migration.test_crashes import MESSAGES, STRIKES, WRITES, crash, crash_at, over, strike
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.direct_peer import Fate
-from xapi_migrate.testing.memory_journals import Crash, MemoryJournal
 from xapi_migrate.testing.two_hosts import SimTask, TwoHosts
 
 pytestmark = pytest.mark.parametrize("shared", [True, False], ids=["shared", "local"])
@@ -80,15 +79,7 @@ def test_the_vm_moves_and_clients_see_one_record(shared: bool) -> None:
 @pytest.mark.parametrize(("side", "mark"), WRITES, ids=lambda value: getattr(value, "value", value))
 def test_a_crash_at_a_journal_write(shared: bool, side: str, mark: Mark, when: str) -> None:
     world = TwoHosts(Clock(), one_pool=True, shared=shared)
-    crashed: list[Mark] = []
-
-    def hook(journal: MemoryJournal, written: Mark) -> None:
-        if written is mark and not crashed:
-            crashed.append(written)
-            crash(world, side)
-            raise Crash
-
-    setattr(host_of(world, side).journals, when, hook)
+    crashed = crash_at(world, side, mark, when)
     vm, task = begin(world)
     world.run(20, lambda: bool(crashed))
     assert crashed, "that write never came"
