@@ -2,7 +2,7 @@
 long the guest stands still.
 
     python -m bench.migration [--moves N] [--disk MIB] [--filled MIB] [--memory MIB] [--dirty MIB_PER_S] [--idle]
-                              [--tree DIR] [--json FILE]
+                              [--rate MBIT] [--tree DIR] [--json FILE]
 
 Both guests are alike (one emulated processor, two disks on the same file system), both moves cross the loopback
 device and both are told the same downtime limit; the guest that is not moving runs meanwhile.
@@ -17,6 +17,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from xapi_migrate.lab.provisioning import MIB, Guest
 from xapi_migrate.testing.guests.ticker import Ticker, ram
 
 OTHER = "the other tree"
+_SLOWED = "BENCH_SLOWED"
 Moves = dict[str, list[dict[str, Any]]]
 
 
@@ -42,10 +44,22 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=256, help="MiB of memory (default 256)")
     parser.add_argument("--dirty", type=float, default=0, help="MiB/s of memory that the guest writes (default 0)")
     parser.add_argument("--idle", action="store_true", help="a guest that writes to no disk (else 100 times a second)")
+    parser.add_argument("--rate", type=int, default=0, help="the loopback device carries so many Mbit/s (default: all)")
     parser.add_argument("--folder", type=Path, help="where the images are (default: a temporary folder)")
     parser.add_argument("--tree", type=Path, help="another tree of this project, measured in the same run")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     return parser.parse_args()
+
+
+def slow_down(rate: int) -> None:
+    """Go on in a network namespace of this process's own whose loopback device carries `rate` Mbit/s. Needs root."""
+    if os.environ.get(_SLOWED) == str(rate):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        shape = ["rate", f"{rate}mbit", "burst", "256kb", "latency", "50ms"]
+        subprocess.run(["tc", "qdisc", "replace", "dev", "lo", "root", "tbf", *shape], check=True)
+        return
+    os.environ[_SLOWED] = str(rate)
+    os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "bench.migration", *sys.argv[1:]])
 
 
 def guest_of(options: argparse.Namespace) -> Guest:
@@ -122,7 +136,7 @@ def show(result: dict[str, Any], moves: Moves) -> None:
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to repeat it."""
     version = subprocess.run(["qemu-system-x86_64", "--version"], check=True, capture_output=True, text=True).stdout
-    names = ("moves", "disk", "filled", "memory", "dirty", "idle")
+    names = ("moves", "disk", "filled", "memory", "dirty", "idle", "rate")
     return {
         **{name: getattr(options, name) for name in names},
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -135,6 +149,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = parsed()
+    if options.rate:
+        slow_down(options.rate)
     told = settings(options)
     print(json.dumps(told))
     folder = Path(tempfile.mkdtemp(prefix="xm-bench-", dir=options.folder))
