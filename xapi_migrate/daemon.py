@@ -42,7 +42,7 @@ from .toolstack.bridges import LinuxBridges
 from .toolstack.placement import Placement
 from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
-from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
+from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls, register_plugin_calls
 from .upstream.address import parse_upstream
 from .upstream.lease import Leases
 from .upstream.lent import lent
@@ -156,6 +156,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     motion = register_migration_calls(server, engine, about, toolstack, motions, services, pool.offer)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
+    moves = None
     if beside is not None:
         leases = Leases(beside.client, state_dir / "upstream")
         shadows = Shadows(records, toolstack.storage, host, drivers.usable.__contains__)
@@ -163,6 +164,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         daemon.closes(moves.stop)
         server.dispatcher.register(moves)
         await moves.begin()
+    register_plugin_calls(server, engine, about, toolstack, services, moves)
     server.tasks.fail_orphans()
     await toolstack.machines.resync()
     server.start()

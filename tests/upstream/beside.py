@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet import defer, reactor
+import XenAPI
+from twisted.internet import defer, reactor, threads
 
 from tests.toolstack.small_host import MemoryDriver
 from tests.upstream.overlaid import Overlaid
-from tests.xenapi.two_servers import FREE_MEMORY, Server
+from tests.xenapi.two_servers import FREE_MEMORY, PASSWORD, USER, Server, TwoServers, one_server
 from xapi_migrate.config import Config
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import SRConfig
+from xapi_migrate.sm.services import SMServices
 from xapi_migrate.store.records import Records
 from xapi_migrate.testing.fake_bridges import FakeBridges
 from xapi_migrate.testing.fake_domains import FakeDomains
@@ -26,7 +28,7 @@ from xapi_migrate.testing.fake_sm import FakeLuns, FakeSR
 from xapi_migrate.testing.memory_journals import MemoryJournals
 from xapi_migrate.testing.two_hosts import TIMES
 from xapi_migrate.toolstack.this_host import prepare_host
-from xapi_migrate.toolstack.toolstack import make_toolstack
+from xapi_migrate.toolstack.toolstack import make_toolstack, register_plugin_calls
 from xapi_migrate.upstream.address import parse_upstream
 from xapi_migrate.upstream.lease import Leases
 from xapi_migrate.upstream.lent import lent
@@ -94,6 +96,7 @@ async def beside(toolstack: Server, kept: Kept) -> AsyncIterator[Beside]:
         upstream.client, leases, Shadows(records, own.storage, ref, drivers.usable.__contains__), engine, reactor
     )
     server.dispatcher.register(moves)
+    register_plugin_calls(server, engine, host, own, SMServices(reactor, kept.folder), moves)
     await engine.start(server.tasks.resume)
     await moves.begin()
     overlay = open_overlay(upstream, server, 300 << 10)
@@ -109,3 +112,58 @@ async def beside(toolstack: Server, kept: Kept) -> AsyncIterator[Beside]:
         await own.close()
         await domains.close()
         await records.close()
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, stalled: bool = False) -> AsyncIterator[tuple[TwoServers, Kept]]:
+    """The toolstack, the receiver, and what a host beside the toolstack keeps."""
+    luns = FakeLuns()
+    async with (
+        one_server(tmp_path / "toolstack", "toolstack", luns) as toolstack,
+        one_server(tmp_path / "receiver", "receiver", luns) as receiver,
+    ):
+        yield TwoServers(toolstack, receiver), Kept(tmp_path / "beside", luns, stalled=stalled)
+
+
+def session_of(here: Beside) -> Any:
+    session = XenAPI.Session(here.overlaid.url)
+    session.xenapi.login_with_password(USER, PASSWORD, "1.0", "tests")
+    return session
+
+
+async def halted_vm(toolstack: Server) -> tuple[str, str, list[str]]:
+    """ref, uuid, VDIs."""
+    vm = await toolstack.new_vm(await toolstack.new_sr(), running=False, disks=2)
+    record = toolstack.records.get("VM", vm)
+    vdis = [toolstack.records.get("VBD", vbd)["VDI"] for vbd in record["VBDs"]]
+    [storage] = [sr.storage for sr in toolstack.disks.values()]
+    for number, vdi in enumerate(vdis):
+        storage.disks[toolstack.records.get("VDI", vdi)["uuid"]][:5] = b"disk%d" % number
+    return vm, record["uuid"], vdis
+
+
+async def offer(receiver: Server) -> list[str]:
+    sr = await receiver.new_sr()
+    return list(await receiver.client(lambda x: x.VM.receive(sr)))
+
+
+@attrs.define
+class Begun:
+    """A VM.migrate that is under way: the session that called it, and its task."""
+
+    vm: str
+    uuid: str
+    vdis: list[str]
+    uris: list[str]
+    session: Any
+    task: str
+
+
+async def begin(two: TwoServers, here: Beside) -> Begun:
+    """One begins, and the engine has it."""
+    vm, uuid, vdis = await halted_vm(two.source)
+    uris = await offer(two.destination)
+    session = await threads.deferToThread(session_of, here)
+    task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+    await two.until(lambda: here.engine._outgoing)
+    return Begun(vm, uuid, vdis, uris, session, task)

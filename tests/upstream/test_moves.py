@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +10,8 @@ import pytest_twisted
 import XenAPI
 from twisted.internet import threads
 
-from tests.upstream.beside import Beside, Kept, beside
-from tests.xenapi.two_servers import PASSWORD, USER, Server, TwoServers, one_server
-from xapi_migrate.testing.fake_sm import FakeLuns
+from tests.upstream.beside import begin, beside, halted_vm, offer, session_of, world
 from xapi_migrate.upstream.lease import BLOCKED
-
-
-@asynccontextmanager
-async def world(tmp_path: Path, stalled: bool = False) -> AsyncIterator[tuple[TwoServers, Kept]]:
-    """The toolstack, the receiver, and what a host beside the toolstack keeps."""
-    luns = FakeLuns()
-    async with (
-        one_server(tmp_path / "toolstack", "toolstack", luns) as toolstack,
-        one_server(tmp_path / "receiver", "receiver", luns) as receiver,
-    ):
-        yield TwoServers(toolstack, receiver), Kept(tmp_path / "beside", luns, stalled=stalled)
-
-
-def session_of(here: Beside) -> Any:
-    session = XenAPI.Session(here.overlaid.url)
-    session.xenapi.login_with_password(USER, PASSWORD, "1.0", "tests")
-    return session
-
-
-async def halted_vm(toolstack: Server) -> tuple[str, str, list[str]]:
-    """ref, uuid, VDIs."""
-    vm = await toolstack.new_vm(await toolstack.new_sr(), running=False, disks=2)
-    record = toolstack.records.get("VM", vm)
-    vdis = [toolstack.records.get("VBD", vbd)["VDI"] for vbd in record["VBDs"]]
-    [storage] = [sr.storage for sr in toolstack.disks.values()]
-    for number, vdi in enumerate(vdis):
-        storage.disks[toolstack.records.get("VDI", vdi)["uuid"]][:5] = b"disk%d" % number
-    return vm, record["uuid"], vdis
-
-
-async def offer(receiver: Server) -> list[str]:
-    sr = await receiver.new_sr()
-    return list(await receiver.client(lambda x: x.VM.receive(sr)))
 
 
 @pytest_twisted.ensureDeferred
@@ -81,11 +44,8 @@ async def test_a_halted_vm_moves(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_it_is_locked_while_it_moves_and_free_when_that_comes_to_nothing(tmp_path: Path) -> None:
     async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
-        vm, _, vdis = await halted_vm(two.source)
-        uris = await offer(two.destination)
-        session = await threads.deferToThread(session_of, here)
-        task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
-        await two.until(lambda: here.engine._outgoing)
+        begun = await begin(two, here)
+        vm, vdis, uris, session, task = begun.vm, begun.vdis, begun.uris, begun.session, begun.task
         assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
 
         def meanwhile() -> None:
@@ -149,11 +109,8 @@ async def test_what_is_refused_leaves_no_trace(tmp_path: Path) -> None:
 async def test_the_toolstack_is_away_when_it_is_over(tmp_path: Path, moves: bool) -> None:
     """The VM stays locked until the toolstack can be told."""
     async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
-        vm, _, _ = await halted_vm(two.source)
-        uris = await offer(two.destination)
-        session = await threads.deferToThread(session_of, here)
-        task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
-        await two.until(lambda: here.engine._outgoing)
+        begun = await begin(two, here)
+        vm, uris, task = begun.vm, begun.uris, begun.task
         # its session has ended, so that nothing can be done at the toolstack by it
         for ref in two.source.records.refs("session"):
             two.source.records.destroy("session", ref)
@@ -179,17 +136,13 @@ async def test_the_toolstack_is_away_when_it_is_over(tmp_path: Path, moves: bool
 async def test_the_daemon_is_started_anew_in_the_middle(tmp_path: Path) -> None:
     """The engine goes on, and when it is over the toolstack hears of it."""
     async with world(tmp_path, stalled=True) as (two, kept):
-        vm, uuid, _ = await halted_vm(two.source)
-        uris = await offer(two.destination)
         async with beside(two.source, kept) as here:
-            session = await threads.deferToThread(session_of, here)
-            await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
-            await two.until(lambda: here.engine._outgoing)
+            vm = (begun := await begin(two, here)).vm
         assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
         kept.stalled = False
         async with beside(two.source, kept) as here:
             await two.until(lambda: not here.leases.known)
-            assert two.destination.records.get("VM", vm)["uuid"] == uuid
+            assert two.destination.records.get("VM", vm)["uuid"] == begun.uuid
             for cls in ("VM", "VDI"):
                 assert two.source.records.refs(cls) == []
                 assert here.records.refs(cls) == []
@@ -199,12 +152,9 @@ async def test_the_daemon_is_started_anew_in_the_middle(tmp_path: Path) -> None:
 async def test_where_it_is_not_known_it_stays_locked(tmp_path: Path) -> None:
     """The journal has gone, so nothing says how it ended: neither is the VM freed nor destroyed."""
     async with world(tmp_path, stalled=True) as (two, kept):
-        vm, _, vdis = await halted_vm(two.source)
-        uris = await offer(two.destination)
         async with beside(two.source, kept) as here:
-            session = await threads.deferToThread(session_of, here)
-            await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
-            await two.until(lambda: here.engine._outgoing)
+            begun = await begin(two, here)
+            vm, vdis, uris = begun.vm, begun.vdis, begun.uris
         kept.journals = type(kept.journals)()
         async with beside(two.source, kept) as here:
             session = await threads.deferToThread(session_of, here)

@@ -14,7 +14,8 @@ from .output import json_option, show
 PLUGIN = "xapi-migrate"
 DANGER = {
     "moved": "If the VM does not run at the receiving host, no copy of it runs any more: its memory here is thrown"
-    " away. It stays here as a Halted VM with its disks, which must not be started if the other one runs.",
+    " away. It stays here as a Halted VM with its disks, which must not be started if the other one runs. One of an"
+    " upstream's is locked there, for all but VM.destroy.",
     "stays": "If the receiving host runs the VM, or comes back and does, two copies of it run and destroy each other's"
     " data. Make sure that the receiving host is off, or that the VM is gone there.",
 }
@@ -34,7 +35,7 @@ def doctor(server: Server, remove: bool, yes: bool, as_json: bool) -> int:
         doubtful = json.loads(_ask(session, host, "in_doubt"))
         show(found, ("kind", "name", "why", "remedy"), as_json, "Nothing is left behind.")
         for vm in [] if as_json else doubtful:
-            click.echo(f"VM {vm} is in doubt: its receiver has not said whether it runs it. See force-settle.")
+            click.echo(f"VM {vm} is in doubt: nothing says whether its receiver has it. See force-settle.")
         if not found or not (remove or yes):
             return ExitCode.FAILED if found else ExitCode.DONE
         if not yes:
@@ -66,7 +67,7 @@ def force_settle(server: Server, vm: str, outcome: str, yes: bool) -> None:
         if not yes and click.prompt("To go on, type the VM's uuid", err=True) != vm:
             raise Refused("That is another uuid: nothing was done.")
         _ask(session, host, "force_settle", vm=vm, outcome=outcome)
-    click.echo(f"VM {vm} {'is Halted here' if outcome == 'moved' else 'runs on here'}.")
+    click.echo(f"VM {vm} {'is Halted here, with its disks' if outcome == 'moved' else 'is here, as it was'}.")
 
 
 def _host(session: Any) -> str:

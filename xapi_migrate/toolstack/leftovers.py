@@ -66,14 +66,16 @@ class Leftovers:
         found += await self._processes() + self._records_left(claims)
         return found
 
-    async def remove(self, names: list[str]) -> tuple[list[str], list[str]]:
-        """Remove those of them that are still left behind: what was removed, and a sentence for each that could not be.
-        `names` are KIND:NAME."""
+    async def remove(
+        self, names: list[str], more: Callable[[], Awaitable[list[Leftover]]]
+    ) -> tuple[list[str], list[str]]:
+        """Remove those of them, and of what `more` finds, that are still left behind: what was removed, and a sentence
+        for each that could not be. `names` are KIND:NAME."""
         removed: list[str] = []
         failed: list[str] = []
         for name in names:
             # Looked for anew each time: to remove one thing may free another, or somebody may want it by now.
-            for leftover in await self.find():
+            for leftover in await self.find() + await more():
                 if f"{leftover.kind}:{leftover.name}" == name:
                     try:
                         await leftover.remove()

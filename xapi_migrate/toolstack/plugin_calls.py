@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable
+from functools import partial
 from typing import Protocol
 
 from xapi_migrate.errors import InvalidValue, RemoteError
 from xapi_migrate.migration.interfaces import Outcome
-from xapi_migrate.toolstack.leftovers import Leftovers
+from xapi_migrate.toolstack.leftovers import Leftover, Leftovers
 from xapi_migrate.xenapi.calls import CallContext
 
 PLUGIN = "xapi-migrate"
@@ -28,30 +29,50 @@ class SettlingEngine(Protocol):
     def in_doubt(self) -> list[str]: ...
 
 
-class PluginCalls:
-    """The functions of the plug-in."""
+class LocksElsewhere(Protocol):
+    """VMs of another toolstack's that are locked there while they are sent; see upstream/moves.py."""
 
-    def __init__(self, engine: SettlingEngine, leftovers: Leftovers) -> None:
+    async def locked(self, session: str) -> list[Leftover]: ...
+    def in_doubt(self) -> list[str]: ...
+    async def settle(self, vm: str, outcome: Outcome, session: str) -> bool: ...
+
+
+class PluginCalls:
+    """The functions of the plug-in. `elsewhere`: of a daemon beside an upstream."""
+
+    def __init__(self, engine: SettlingEngine, leftovers: Leftovers, elsewhere: LocksElsewhere | None = None) -> None:
         self._engine = engine
         self._leftovers = leftovers
+        self._elsewhere = elsewhere
 
     async def host_call_plugin(self, call: CallContext, host: str, plugin: str, fn: str, args: dict[str, str]) -> str:
         if plugin != PLUGIN:
             raise RemoteError(["XENAPI_MISSING_PLUGIN", plugin], f"There is no plug-in named {plugin} here.")
         if fn == "leftovers":
-            found = await self._leftovers.find()
+            found = await self._leftovers.find() + await self._locked(call)
             return json.dumps([{key: getattr(one, key) for key in _TOLD} for one in found])
         if fn == "remove_leftovers":
-            removed, failed = await self._leftovers.remove(_names(args.get("names", "")))
+            more = partial(self._locked, call)
+            removed, failed = await self._leftovers.remove(_names(args.get("names", "")), more)
             return json.dumps({"removed": removed, "failed": failed})
         if fn == "in_doubt":
-            return json.dumps(self._engine.in_doubt())
+            lost = self._elsewhere.in_doubt() if self._elsewhere is not None else []
+            return json.dumps(self._engine.in_doubt() + lost)
         if fn == "force_settle":
             if args.get("outcome") not in OUTCOMES:
                 raise InvalidValue("outcome", args.get("outcome", ""))
-            await self._engine.settle(args.get("vm", ""), OUTCOMES[args["outcome"]])
+            await self._settle(call, args.get("vm", ""), OUTCOMES[args["outcome"]])
             return ""
         raise RemoteError(["UNKNOWN_XENAPI_PLUGIN_FUNCTION", fn], f"The plug-in {plugin} has no function named {fn}.")
+
+    async def _locked(self, call: CallContext) -> list[Leftover]:
+        return await self._elsewhere.locked(call.session) if self._elsewhere is not None else []
+
+    async def _settle(self, call: CallContext, vm: str, outcome: Outcome) -> None:
+        elsewhere = self._elsewhere
+        doubtful = elsewhere is not None and vm in [*self._engine.in_doubt(), *elsewhere.in_doubt()]
+        if elsewhere is None or not doubtful or not await elsewhere.settle(vm, outcome, call.session):
+            await self._engine.settle(vm, outcome)
 
 
 def _names(text: str) -> list[str]:

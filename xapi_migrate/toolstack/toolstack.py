@@ -28,7 +28,7 @@ from xapi_migrate.toolstack.networks import REFUSE, Networks
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.placement import Placement
 from xapi_migrate.toolstack.placement_calls import AskOffer, PlacementCalls
-from xapi_migrate.toolstack.plugin_calls import PluginCalls
+from xapi_migrate.toolstack.plugin_calls import LocksElsewhere, PluginCalls
 from xapi_migrate.toolstack.running_records import RunningRecords
 from xapi_migrate.toolstack.send_calls import Receiver, SendCalls
 from xapi_migrate.toolstack.sender_checks import SenderChecks
@@ -158,11 +158,18 @@ def register_migration_calls(
         server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock
     )
     placement = Placement(server.records, host.ref, toolstack.networks, host.claims.memory)
-    leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref)
     server.dispatcher.register(
         MotionCalls(server.records, motion),
         SendCalls(server.records, engine, receiver, checks, host.peers, motion),
         PlacementCalls(server.records, host.ref, checks, placement, engine, server.tasks, offer),
-        PluginCalls(engine, leftovers),
     )
     return motion
+
+
+def register_plugin_calls(
+    server: XenAPIServer, engine: Engine, host: Host, toolstack: Toolstack, services: SMServices,
+    elsewhere: LocksElsewhere | None = None,
+) -> None:  # fmt: skip
+    """host.call_plugin."""
+    leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref)
+    server.dispatcher.register(PluginCalls(engine, leftovers, elsewhere))

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from ..errors import InternalError, MigrateError
 from ..store.interfaces import IRecords, Record
 from ..toolstack.destination import OFFER
+from ..toolstack.plugin_calls import PLUGIN
 from ..xenapi.dispatch import LIST_METHODS, Dispatcher
 from ..xenapi.tasks import description
 from . import merge
@@ -26,7 +27,7 @@ NEW_CALLS = ("VM.receive", "VM.migrate")
 """Those that the upstream does not know."""
 PERMISSIONS = {
     "VM.receive": "host.migrate_receive", "VM.migrate": "vm.migrate_send", "VM.migrate_send": "vm.migrate_send",
-    "VM.assert_can_migrate": "vm.migrate_send",
+    "VM.assert_can_migrate": "vm.migrate_send", "host.call_plugin": "host.call_plugin",
 }  # fmt: skip
 """Calls that are carried out here, and the permission of the upstream's that stands for each: that of its own call of
 this kind."""
@@ -85,6 +86,9 @@ class OverlayCalls:
         if name in OURS:
             if OURS[name] in NEW_CALLS:
                 return self._mine(call, self._own(call, origin))
+            if OURS[name] == "host.call_plugin":
+                ours = len(call.params) > 2 and call.params[2] == PLUGIN
+                return self._mine(call, self._own_if_here(call, path, body, origin)) if ours else Passed()
             if not _to_one_of_ours(call.params):
                 return Passed()
             return self._mine(call, self._own_if_halted(call, path, body, origin))
@@ -107,6 +111,13 @@ class OverlayCalls:
         """A VM that runs is moved by the upstream, if it can do that."""
         session, vm = call.params[:2]
         if await self._client.call("VM.get_power_state", session, vm) == "Halted":
+            return await self._own(call, origin)
+        return await self._client.send(path, call.content_type, body, False, None)
+
+    async def _own_if_here(self, call: Peeked, path: bytes, body: bytes, origin: str) -> bytes:
+        """Beside another host of the upstream's pool is another daemon, or none."""
+        session, host = call.params[:2]
+        if await self._client.call("session.get_this_host", session, session) == host:
             return await self._own(call, origin)
         return await self._client.send(path, call.content_type, body, False, None)
 

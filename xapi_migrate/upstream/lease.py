@@ -26,7 +26,7 @@ BLOCKED = (
     "start", "start_on", "clone", "copy", "snapshot", "export", "migrate_send", "make_into_template", "provision",
     "destroy",
 )  # fmt: skip
-HELD, MOVING, MOVED = "held", "moving", "moved"
+HELD, MOVING, MOVED, KEPT = "held", "moving", "moved", "kept"
 
 log = Logger()
 
@@ -34,7 +34,9 @@ log = Logger()
 @attrs.define
 class Lease:
     """`state`: held (it is locked, no more), moving (the engine has it), moved (the VM is at the receiver: `destroy`
-    and `forget` are VDIs that the upstream is to destroy, or only to forget)."""
+    and `forget` are VDIs that the upstream is to destroy, or only to forget), kept (somebody has said that it is, and
+    nothing else does: all of it stays, and may be destroyed, not started). `forced`: somebody has said so, and the
+    engine is about to believe it."""
 
     id: str
     vm: str
@@ -43,10 +45,17 @@ class Lease:
     state: str = HELD
     destroy: list[str] = attrs.Factory(list)
     forget: list[str] = attrs.Factory(list)
+    uuid: str = ""
+    forced: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the VM, for people."""
+        return self.uuid or self.vm
 
     @property
     def reason(self) -> str:
-        return f"{OURS} it is being moved to another host ({self.id})"
+        return f"{OURS} it has moved to another host, or is being moved ({self.id})"
 
 
 class Leases:
@@ -70,9 +79,9 @@ class Leases:
                 continue
             self.known[lease.id] = lease
 
-    async def take(self, vm: str, session: str, vdis: list[str]) -> Lease:
+    async def take(self, vm: str, uuid: str, session: str, vdis: list[str]) -> Lease:
         """Lock the VM. RemoteError, and then it is not locked."""
-        lease = Lease(str(uuid4()), vm, session, vdis)
+        lease = Lease(str(uuid4()), vm, session, vdis, uuid=uuid)
         await self.save(lease)
         try:
             for operation in BLOCKED:
@@ -88,22 +97,27 @@ class Leases:
         await in_thread(_write, self._folder / f"{lease.id}.json", json.dumps(attrs.asdict(lease)))
 
     async def settle(self, lease: Lease, session: str = "") -> bool:
-        """Undo the lock, or remove the VM that has moved; by `session`, or that which took the lease. False: it could
-        not be done yet. Never anything for a VM that is moving."""
+        """`undo`; False: it could not be done yet. Never anything for a VM that is moving."""
         if lease.state == MOVING:
             return False
-        session = session or lease.session
         try:
-            if lease.state == MOVED:
-                await self._remove(lease, session)
-            else:
-                await self._unblock(lease, session, BLOCKED)
+            await self.undo(lease, session)
         except (MigrateError, OSError) as why:
             log.warn("VM {vm} of the toolstack stays locked for now: {why}", vm=lease.vm, why=str(why))
             return False
+        return True
+
+    async def undo(self, lease: Lease, session: str = "") -> None:
+        """Undo the lock, or remove the VM that has moved; by `session`, or that which took the lease. RemoteError,
+        UpstreamSilent, OSError: it could not be done yet."""
+        assert lease.state != MOVING, lease.id
+        session = session or lease.session
+        if lease.state == MOVED:
+            await self._remove(lease, session)
+        else:
+            await self._unblock(lease, session, ("destroy",) if lease.state == KEPT else BLOCKED)
         self.known.pop(lease.id, None)
         await in_thread((self._folder / f"{lease.id}.json").unlink, missing_ok=True)
-        return True
 
     async def _remove(self, lease: Lease, session: str) -> None:
         blocked = await self._blocked(lease, session)

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from ..errors import OperationNotAllowed, OtherOperationInProgress
+from ..migration.interfaces import Outcome
 from ..refusals import MigrationNotBegun
 from ..together import started
 from ..toolstack.destination import read_destination
+from ..toolstack.leftovers import Leftover
 from ..xenapi.calls import CallContext
 from ..xenapi.tasks import Task
 from .client import UpstreamClient
-from .lease import HELD, MOVED, MOVING, Lease, Leases
+from .lease import HELD, KEPT, MOVED, MOVING, Lease, Leases
 from .reading import check, read_vm, record_of
 from .shadow import Shadows
 
 AGAIN = 30.0
 """Seconds between attempts to settle what could not be settled."""
+_TOLD = {
+    HELD: ("it stays, and the toolstack could not be told yet", "it is unlocked at the toolstack"),
+    MOVED: ("it has moved, and the toolstack could not be told yet",
+            "the toolstack destroys it, with the disks of which the receiver has copies"),
+    KEPT: ("it was said that it has moved, and the toolstack could not be told yet",
+           "it stays at the toolstack with its disks, locked for all but VM.destroy"),
+}  # fmt: skip
+"""Of a lock in each state, why it is left and what removing it does."""
 
 
 class SendingEngine(Protocol):
@@ -64,9 +75,9 @@ class UpstreamMoves:
             ending = self._engine.ending(lease.vm)
             if ending is None:
                 self.log.error(
-                    "It is not known whether VM {vm} of the toolstack has moved: it stays locked. If it is not at the "
-                    "receiving host, remove its blocked_operations and {id}.json",
-                    vm=lease.vm, id=lease.id,
+                    "It is not known whether VM {vm} of the toolstack has moved: it stays locked. See "
+                    "`xapi-migrate force-settle`",
+                    vm=lease.name,
                 )  # fmt: skip
                 continue
             self._active.add(lease.id)
@@ -130,7 +141,7 @@ class UpstreamMoves:
         name = str(seen.record.get("name_label") or seen.record["uuid"])
         call.task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
         call.task.set_other("applies_to", vm)
-        lease = await self._leases.take(vm, call.session, list(seen.vdis))
+        lease = await self._leases.take(vm, str(seen.record["uuid"]), call.session, list(seen.vdis))
         self._active.add(lease.id)
         try:
             # it may have been started between the look and the lock
@@ -160,9 +171,12 @@ class UpstreamMoves:
             if not self._stopping:
                 await self._over(lease)
             raise
-        lease.forget = self._shadows.left(lease.vdis)
-        lease.destroy = [vdi for vdi in lease.vdis if vdi not in lease.forget]
-        lease.state = MOVED
+        if lease.forced:
+            lease.state = KEPT
+        else:
+            lease.forget = self._shadows.left(lease.vdis)
+            lease.destroy = [vdi for vdi in lease.vdis if vdi not in lease.forget]
+            lease.state = MOVED
         await self._leases.save(lease)
         await self._over(lease)
         return ref
@@ -180,6 +194,40 @@ class UpstreamMoves:
         self._shadows.drop(lease.vm, lease.vdis)
         await self._leases.settle(lease)
         self._active.discard(lease.id)
+
+    # -- what an administrator may ask and say -----------------------------------------------------
+
+    async def locked(self, session: str) -> list[Leftover]:
+        """VMs that stay locked because the toolstack could not be told how it ended; `session` removes."""
+        return [
+            Leftover("lock", lease.name, *_TOLD[lease.state], partial(self._leases.undo, lease, session))
+            for lease in self._leases.known.values() if lease.state != MOVING and lease.id not in self._active
+        ]  # fmt: skip
+
+    def in_doubt(self) -> list[str]:
+        """The VMs of which nothing says whether they have moved."""
+        return [lease.name for lease in self._lost()]
+
+    async def settle(self, vm: str, outcome: Outcome, session: str) -> bool:
+        """Somebody says of a VM by its uuid whether it has moved. True: it is done; False: it is for the engine to do,
+        which knows of it. If it cannot be told the toolstack, the VM stays locked until it can. OSError."""
+        moved = outcome is Outcome.COMMITTED
+        for lease in self._lost():
+            if lease.name == vm:
+                lease.state = KEPT if moved else HELD
+                await self._leases.save(lease)
+                self._shadows.drop(lease.vm, lease.vdis)
+                await self._leases.settle(lease, session)
+                return True
+        for lease in self._leases.known.values():
+            if lease.name == vm and moved and lease.state == MOVING:
+                lease.forced = True
+                await self._leases.save(lease)
+        return False
+
+    def _lost(self) -> list[Lease]:
+        known = self._leases.known.values()
+        return [lease for lease in known if lease.state == MOVING and lease.id not in self._active]
 
     def _settle_all(self) -> defer.Deferred[None]:
         work = started(self._leases.settle_all(but=lambda lease: lease.id in self._active))

@@ -227,6 +227,14 @@ class Database:
         self.gate.wait(60)
         self.update("VM", vm, power_state="Halted", resident_on=NULL)
 
+    # -- plug-ins --------------------------------------------------------------------------------
+
+    def host_call_plugin(self, host: str, plugin: str, fn: str, args: dict[str, str]) -> str:
+        self.find("host", host)
+        if plugin != "echo":
+            raise Failure("XENAPI_MISSING_PLUGIN", plugin)
+        return f"{fn} {sorted(args)}"
+
     # -- events ----------------------------------------------------------------------------------
 
     def token(self) -> str:
