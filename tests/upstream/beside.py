@@ -13,7 +13,8 @@ from twisted.internet import defer, reactor, threads
 
 from tests.toolstack.small_host import MemoryDriver
 from tests.upstream.overlaid import Overlaid
-from tests.xenapi.two_servers import FREE_MEMORY, PASSWORD, USER, Server, TwoServers, one_server
+from tests.upstream.toolstacks import Toolstack, toolstack
+from tests.xenapi.two_servers import FREE_MEMORY, PASSWORD, USER, Server, one_server, until
 from xapi_migrate.config import Config
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
@@ -65,7 +66,7 @@ class Beside:
 
 
 @asynccontextmanager
-async def beside(toolstack: Server, kept: Kept) -> AsyncIterator[Beside]:
+async def beside(toolstack: Toolstack, kept: Kept) -> AsyncIterator[Beside]:
     kept.folder.mkdir(exist_ok=True)
     records = Records(data_model(), reactor, kept.url)
     await records.open()
@@ -114,15 +115,24 @@ async def beside(toolstack: Server, kept: Kept) -> AsyncIterator[Beside]:
         await records.close()
 
 
+@attrs.define
+class Two:
+    """The toolstack, and a daemon that stands alone."""
+
+    source: Toolstack
+    destination: Server
+    until = staticmethod(until)
+
+
 @asynccontextmanager
-async def world(tmp_path: Path, stalled: bool = False) -> AsyncIterator[tuple[TwoServers, Kept]]:
-    """The toolstack, the receiver, and what a host beside the toolstack keeps."""
+async def world(tmp_path: Path, kind: str, stalled: bool = False) -> AsyncIterator[tuple[Two, Kept]]:
+    """A toolstack of one of the KINDS, the receiver, and what a host beside the toolstack keeps."""
     luns = FakeLuns()
     async with (
-        one_server(tmp_path / "toolstack", "toolstack", luns) as toolstack,
+        toolstack(kind, tmp_path / "toolstack", luns) as source,
         one_server(tmp_path / "receiver", "receiver", luns) as receiver,
     ):
-        yield TwoServers(toolstack, receiver), Kept(tmp_path / "beside", luns, stalled=stalled)
+        yield Two(source, receiver), Kept(tmp_path / "beside", luns, stalled=stalled)
 
 
 def session_of(here: Beside) -> Any:
@@ -131,7 +141,7 @@ def session_of(here: Beside) -> Any:
     return session
 
 
-async def halted_vm(toolstack: Server) -> tuple[str, str, list[str]]:
+async def halted_vm(toolstack: Toolstack) -> tuple[str, str, list[str]]:
     """ref, uuid, VDIs."""
     vm = await toolstack.new_vm(await toolstack.new_sr(), running=False, disks=2)
     record = toolstack.records.get("VM", vm)
@@ -159,7 +169,7 @@ class Begun:
     task: str
 
 
-async def begin(two: TwoServers, here: Beside) -> Begun:
+async def begin(two: Two, here: Beside) -> Begun:
     """One begins, and the engine has it."""
     vm, uuid, vdis = await halted_vm(two.source)
     uris = await offer(two.destination)

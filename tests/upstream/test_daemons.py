@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import XenAPI
 
+from tests.upstream.simulated.database import SR_MOUNT
+from tests.upstream.simulated.server import SimulatedXapi
 from tests.wire.raw import xml
 from xapi_migrate import tls
 from xapi_migrate.lab.host import LabHost
@@ -107,3 +111,60 @@ def test_a_halted_vm_of_the_upstream_moves_with_its_disk(two: tuple[LabHost, Lab
         assert list((beside.state_dir / "upstream").iterdir()) == []
     finally:
         receiver.end()
+
+
+@pytest.fixture
+def ext_sr() -> Iterator[tuple[str, Path]]:
+    """A uuid, and the folder below which xapi mounts the SR of type ext with that uuid."""
+    uuid = str(uuid4())
+    folder = SR_MOUNT / uuid
+    folder.mkdir(parents=True)
+    try:
+        yield uuid, folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_halted_vm_of_xapis_moves_with_its_vhd(short_tmp: Path, ext_sr: tuple[str, Path]) -> None:
+    """From an SR of type ext, beside the simulated xapi, to a daemon that stands alone."""
+    sr_uuid, folder = ext_sr
+    xapi = SimulatedXapi({"root": ("same for both", "root")})
+    hosts = beside, receiver = [LabHost(name, short_tmp / name[0], "same for both") for name in ("beside", "receiver")]
+    content = bytes(range(256)) * 4096
+    with xapi:
+        database = xapi.database
+        sr = database.create("SR", uuid=sr_uuid, name_label="Local storage", type="ext", content_type="user")
+        database.create("PBD", SR=sr, host=database.host, currently_attached=True, device_config={"device": "/dev/x"})
+        vm = database.create(
+            "VM", name_label="a", power_state="Halted", is_a_template=False, VCPUs_max=1, memory_static_max=64 << 20
+        )
+        vdi = database.create("VDI", SR=sr, virtual_size=SIZE, type="user", managed=True, sm_config={"vdi_type": "vhd"})
+        database.create("VBD", VM=vm, VDI=vdi, userdevice="0", type="Disk", mode="RW")
+        image = folder / f"{database.find('VDI', vdi)['uuid']}.vhd"
+        raw = short_tmp / "content"
+        raw.write_bytes(bytes(4 << 20) + content + bytes(SIZE - (4 << 20) - len(content)))
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", raw, image]
+        subprocess.run(convert, check=True, timeout=60)
+        beside.configure({"upstream": xapi.upstream})
+        receiver.configure({})
+        (beside.state_dir / "users").unlink()
+        try:
+            for host in hosts:
+                host.start()
+            for host in hosts:
+                host.wait_ready()
+            with receiver.server.session() as there:
+                uris = there.xenapi.VM.receive(file_sr(there, short_tmp / "received"))
+            with beside.server.session() as session:
+                assert session.xenapi.VM.migrate(vm, uris, {}, {}) == vm
+                assert session.xenapi.VM.get_all() == []
+                assert session.xenapi.VDI.get_all() == []
+            with receiver.server.session() as there:
+                assert there.xenapi.VM.get_power_state(vm) == "Halted"
+            assert list(folder.iterdir()) == []
+            [arrived] = (short_tmp / "received").glob("*.raw")
+            assert arrived.read_bytes() == raw.read_bytes()
+            assert list((beside.state_dir / "upstream").iterdir()) == []
+        finally:
+            for host in hosts:
+                host.end()

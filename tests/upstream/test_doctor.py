@@ -14,10 +14,9 @@ import pytest_twisted
 import XenAPI
 from twisted.internet import threads
 
-from tests.upstream.beside import Begun, Beside, begin, beside, session_of, world
+from tests.upstream.beside import Begun, Beside, Two, begin, beside, session_of, world
 from tests.upstream.overlaid import USERS, SteeredMoves, overlaid
 from tests.upstream.simulated.server import SimulatedXapi
-from tests.xenapi.two_servers import TwoServers
 from xapi_migrate.errors import PeerSilent
 from xapi_migrate.toolstack.plugin_calls import PLUGIN
 from xapi_migrate.upstream.lease import BLOCKED
@@ -35,9 +34,9 @@ def locked(session: Any) -> list[dict[str, str]]:
 
 
 @asynccontextmanager
-async def lost(tmp_path: Path) -> AsyncIterator[tuple[TwoServers, Beside, Begun, Any]]:
+async def lost(kind: str, tmp_path: Path) -> AsyncIterator[tuple[Two, Beside, Begun, Any]]:
     """The journal of a migration has gone, so nothing says how it ended."""
-    async with world(tmp_path, stalled=True) as (two, kept):
+    async with world(tmp_path, kind, stalled=True) as (two, kept):
         async with beside(two.source, kept) as here:
             begun = await begin(two, here)
         kept.journals = type(kept.journals)()
@@ -46,8 +45,8 @@ async def lost(tmp_path: Path) -> AsyncIterator[tuple[TwoServers, Beside, Begun,
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_that_stays_is_free_again_and_may_move(tmp_path: Path) -> None:
-    async with lost(tmp_path) as (two, here, begun, session):
+async def test_one_that_stays_is_free_again_and_may_move(kind: str, tmp_path: Path) -> None:
+    async with lost(kind, tmp_path) as (two, here, begun, session):
 
         def work() -> None:
             assert ask(session, "in_doubt") == [begun.uuid] and locked(session) == []
@@ -64,8 +63,8 @@ async def test_one_that_stays_is_free_again_and_may_move(tmp_path: Path) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_that_has_moved_stays_locked_with_its_disks_and_may_be_destroyed(tmp_path: Path) -> None:
-    async with lost(tmp_path) as (two, here, begun, session):
+async def test_one_that_has_moved_stays_locked_with_its_disks_and_may_be_destroyed(kind: str, tmp_path: Path) -> None:
+    async with lost(kind, tmp_path) as (two, here, begun, session):
         await threads.deferToThread(ask, session, "force_settle", vm=begun.uuid, outcome="moved")
         assert set(two.source.records.get("VM", begun.vm)["blocked_operations"]) == set(BLOCKED) - {"destroy"}
         assert set(two.source.records.refs("VDI")) == set(begun.vdis)
@@ -77,8 +76,8 @@ async def test_one_that_has_moved_stays_locked_with_its_disks_and_may_be_destroy
 
 @pytest.mark.parametrize("moves", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_a_lock_that_is_left_is_told_and_removed_by_who_asks(tmp_path: Path, moves: bool) -> None:
-    async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
+async def test_a_lock_that_is_left_is_told_and_removed_by_who_asks(kind: str, tmp_path: Path, moves: bool) -> None:
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
         begun = await begin(two, here)
         for ref in two.source.records.refs("session"):
             two.source.records.destroy("session", ref)
@@ -103,9 +102,9 @@ async def test_a_lock_that_is_left_is_told_and_removed_by_who_asks(tmp_path: Pat
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_in_doubt_and_said_to_have_moved_is_kept(tmp_path: Path) -> None:
+async def test_what_is_in_doubt_and_said_to_have_moved_is_kept(kind: str, tmp_path: Path) -> None:
     """The engine knows of it: it hears the word, and nothing is destroyed at the toolstack for that."""
-    async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
         begun = await begin(two, here)
         [sending] = here.engine._outgoing.values()
 
@@ -139,7 +138,7 @@ class Plugin(SteeredMoves):
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_our_plug_in_is_ours_and_for_those_who_may(tmp_path: Path) -> None:
+async def test_only_our_plug_in_is_ours_and_for_those_who_may() -> None:
     ours = Plugin()
     with SimulatedXapi(USERS) as xapi:
         other = xapi.database.create("host", name_label="another")

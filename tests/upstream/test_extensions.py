@@ -150,7 +150,7 @@ async def test_the_plugins_socket(short_tmp: Path) -> None:
     assert foreign.error() == ["MESSAGE_METHOD_UNKNOWN", "VM.get_all"]
     assert login.error() == ["MESSAGE_METHOD_UNKNOWN", "session.login_with_password"]
     # one that runs is the toolstack's to move: it is asked, and this one cannot
-    assert running.error() == ["NOT_IMPLEMENTED", "VM.migrate_send"]
+    assert running.error() == ["VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED"]
     assert (nonsense.status, elsewhere.status) == (400, 404)
 
 

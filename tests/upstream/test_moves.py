@@ -15,8 +15,8 @@ from xapi_migrate.upstream.lease import BLOCKED
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_halted_vm_moves(tmp_path: Path) -> None:
-    async with world(tmp_path) as (two, kept), beside(two.source, kept) as here:
+async def test_a_halted_vm_moves(kind: str, tmp_path: Path) -> None:
+    async with world(tmp_path, kind) as (two, kept), beside(two.source, kept) as here:
         vm, uuid, _ = await halted_vm(two.source)
         uris = await offer(two.destination)
         macs = [two.source.records.get("VIF", vif)["MAC"] for vif in two.source.records.get("VM", vm)["VIFs"]]
@@ -42,8 +42,8 @@ async def test_a_halted_vm_moves(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_is_locked_while_it_moves_and_free_when_that_comes_to_nothing(tmp_path: Path) -> None:
-    async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
+async def test_it_is_locked_while_it_moves_and_free_when_that_comes_to_nothing(kind: str, tmp_path: Path) -> None:
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
         begun = await begin(two, here)
         vm, vdis, uris, session, task = begun.vm, begun.vdis, begun.uris, begun.session, begun.task
         assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
@@ -67,8 +67,8 @@ async def test_it_is_locked_while_it_moves_and_free_when_that_comes_to_nothing(t
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_refused_leaves_no_trace(tmp_path: Path) -> None:
-    async with world(tmp_path) as (two, kept), beside(two.source, kept) as here:
+async def test_what_is_refused_leaves_no_trace(kind: str, tmp_path: Path) -> None:
+    async with world(tmp_path, kind) as (two, kept), beside(two.source, kept) as here:
         vm, _, vdis = await halted_vm(two.source)
         sr = two.source.records.get("VDI", vdis[0])["SR"]
         running = await two.source.new_vm(sr)
@@ -106,9 +106,9 @@ async def test_what_is_refused_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moves", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_the_toolstack_is_away_when_it_is_over(tmp_path: Path, moves: bool) -> None:
+async def test_the_toolstack_is_away_when_it_is_over(kind: str, tmp_path: Path, moves: bool) -> None:
     """The VM stays locked until the toolstack can be told."""
-    async with world(tmp_path, stalled=True) as (two, kept), beside(two.source, kept) as here:
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
         begun = await begin(two, here)
         vm, uris, task = begun.vm, begun.uris, begun.task
         # its session has ended, so that nothing can be done at the toolstack by it
@@ -133,9 +133,9 @@ async def test_the_toolstack_is_away_when_it_is_over(tmp_path: Path, moves: bool
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_daemon_is_started_anew_in_the_middle(tmp_path: Path) -> None:
+async def test_the_daemon_is_started_anew_in_the_middle(kind: str, tmp_path: Path) -> None:
     """The engine goes on, and when it is over the toolstack hears of it."""
-    async with world(tmp_path, stalled=True) as (two, kept):
+    async with world(tmp_path, kind, stalled=True) as (two, kept):
         async with beside(two.source, kept) as here:
             vm = (begun := await begin(two, here)).vm
         assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
@@ -149,9 +149,9 @@ async def test_the_daemon_is_started_anew_in_the_middle(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_it_is_not_known_it_stays_locked(tmp_path: Path) -> None:
+async def test_where_it_is_not_known_it_stays_locked(kind: str, tmp_path: Path) -> None:
     """The journal has gone, so nothing says how it ended: neither is the VM freed nor destroyed."""
-    async with world(tmp_path, stalled=True) as (two, kept):
+    async with world(tmp_path, kind, stalled=True) as (two, kept):
         async with beside(two.source, kept) as here:
             begun = await begin(two, here)
             vm, vdis, uris = begun.vm, begun.vdis, begun.uris
@@ -165,9 +165,9 @@ async def test_where_it_is_not_known_it_stays_locked(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_calls_of_todays_clients_move_it_to_a_host_of_ours(tmp_path: Path) -> None:
+async def test_the_calls_of_todays_clients_move_it_to_a_host_of_ours(kind: str, tmp_path: Path) -> None:
     """host.migrate_receive there, then VM.assert_can_migrate and VM.migrate_send here; six arguments, as clients do."""
-    async with world(tmp_path) as (two, kept), beside(two.source, kept) as here:
+    async with world(tmp_path, kind) as (two, kept), beside(two.source, kept) as here:
         vm, uuid, vdis = await halted_vm(two.source)
         there = two.destination
         sr = await there.new_sr()

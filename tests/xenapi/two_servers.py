@@ -123,10 +123,14 @@ class TwoServers:
     destination: Server
 
     async def until(self, condition: Callable[[], object], otherwise: str = "it never came true") -> None:
-        end = reactor.seconds() + 60  # type: ignore[attr-defined]
-        while not condition():
-            assert reactor.seconds() < end, otherwise  # type: ignore[attr-defined]
-            await task.deferLater(reactor, 0.01)
+        await until(condition, otherwise)
+
+
+async def until(condition: Callable[[], object], otherwise: str = "it never came true") -> None:
+    end = reactor.seconds() + 60  # type: ignore[attr-defined]
+    while not condition():
+        assert reactor.seconds() < end, otherwise  # type: ignore[attr-defined]
+        await task.deferLater(reactor, 0.01)
 
 
 @asynccontextmanager

@@ -16,6 +16,19 @@ MODEL = json.loads((Path(__file__).parents[3] / "xapi_migrate/xenapi/datamodel.j
 NULL = "OpaqueRef:NULL"
 EPOCH = Moment("19700101T00:00:00Z")
 READ_ONLY = "read-only"
+SR_MOUNT = Path("/run/sr-mount")
+"""Below it xapi mounts SRs of images."""
+RELATIONS = {
+    ("VBD", "VM"): ("VM", "VBDs"), ("VBD", "VDI"): ("VDI", "VBDs"), ("VIF", "VM"): ("VM", "VIFs"),
+    ("VIF", "network"): ("network", "VIFs"), ("VDI", "SR"): ("SR", "VDIs"), ("PBD", "SR"): ("SR", "PBDs"),
+    ("PBD", "host"): ("host", "PBDs"),
+}  # fmt: skip
+"""A reference, and the set at what it leads to."""
+VM_POWER_ADMIN = (
+    "vm.start", "vm.destroy", "vm.migrate_send", "vm.assert_can_migrate", "vm.add_to_blocked_operations",
+    "vm.remove_from_blocked_operations", "vdi.destroy", "vdi.forget", "host.migrate_receive",
+)  # fmt: skip
+"""Some of what this role may."""
 
 
 class Failure(Exception):
@@ -70,7 +83,19 @@ class Database:
             record = {name: _default(type_, given) for name, type_, _, given in MODEL[cls]["fields"]}
             self.records[cls][ref] = {**record, "uuid": str(uuid.uuid4()), **fields}
             self._note(cls, ref, "add")
+            for other, field, known in self._related(cls, ref):
+                known.append(ref)
+                self._note(other, field, "mod")
             return ref
+
+    def _related(self, cls: str, ref: str) -> list[tuple[str, str, list[str]]]:
+        """Class and reference of what has this one in a set, and the set."""
+        found = []
+        for (of, name), (other, many) in RELATIONS.items():
+            target = self.records[cls][ref].get(name)
+            if of == cls and target in self.records[other]:
+                found.append((other, target, self.records[other][target][many]))
+        return found
 
     def update(self, cls: str, ref: str, **fields: Any) -> None:
         with self.changed:
@@ -80,6 +105,10 @@ class Database:
     def destroy(self, cls: str, ref: str) -> None:
         with self.changed:
             self.find(cls, ref)
+            for other, target, known in self._related(cls, ref):
+                if ref in known:
+                    known.remove(ref)
+                    self._note(other, target, "mod")
             del self.records[cls][ref]
             self._note(cls, ref, "del")
 
@@ -110,12 +139,20 @@ class Database:
             raise Failure("MESSAGE_METHOD_UNKNOWN", method)
         if not name.startswith("get_") and cls not in ("event", "session", "task"):
             self._permit(session, f"{cls}.{name}".lower())
+        if cls == "VM" and len(params) > 1:
+            self._not_blocked(params[1], name)
         run = getattr(self, f"{cls}_{name}", None) or self._generic(cls, name)
         if background:
             return self._begin(f"Async.{cls}.{name}", run, params[1:])
         if cls in ("event", "session"):
             return run(params[0], *params[1:])
         return run(*params[1:])
+
+    def _not_blocked(self, vm: Any, operation: str) -> None:
+        known = self.records["VM"].get(vm, {}) if isinstance(vm, str) else {}
+        blocked = known.get("blocked_operations", {})
+        if operation in blocked:
+            raise Failure("OPERATION_BLOCKED", vm, blocked[operation])
 
     def _permit(self, session: dict[str, Any], permission: str) -> None:
         if not session["is_local_superuser"] and permission not in session["rbac_permissions"]:
@@ -169,11 +206,14 @@ class Database:
         if not local and (known is None or known[0] != password):
             raise Failure("SESSION_AUTHENTICATION_FAILED", name, "Authentication failure")
         role = "root" if local or known is None else known[1]
-        permissions = [] if role == READ_ONLY else ["vm.start", "vm.migrate_send", "host.migrate_receive"]
+        permissions = [] if role == READ_ONLY else list(VM_POWER_ADMIN)
         return self.create(
             "session", auth_user_name=name, is_local_superuser=role == "root", rbac_permissions=permissions,
             this_host=self.host, last_active=_now(),
         )  # fmt: skip
+
+    def session_get_this_host(self, session: str, ref: str) -> str:
+        return str(self.session(ref)["this_host"])
 
     def session(self, ref: Any) -> dict[str, Any]:
         if ref not in self.records["session"]:
@@ -218,14 +258,40 @@ class Database:
     # -- VMs -------------------------------------------------------------------------------------
 
     def VM_start(self, vm: str, paused: bool, force: bool) -> None:
-        if "start" in self.find("VM", vm)["blocked_operations"]:
-            raise Failure("OPERATION_BLOCKED", vm, self.find("VM", vm)["blocked_operations"]["start"])
         self.update("VM", vm, power_state="Running", resident_on=self.host)
 
     def VM_clean_shutdown(self, vm: str) -> None:
         self.find("VM", vm)
         self.gate.wait(60)
         self.update("VM", vm, power_state="Halted", resident_on=NULL)
+
+    def VM_destroy(self, vm: str) -> None:
+        with self.changed:
+            for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs")):
+                for ref in list(self.find("VM", vm)[field]):
+                    self.destroy(cls, ref)
+            self.destroy("VM", vm)
+
+    def VM_assert_can_migrate(self, vm: str, dest: dict[str, str], *more: Any) -> None:
+        self.find("VM", vm)
+
+    def VM_migrate_send(self, vm: str, dest: dict[str, str], *more: Any) -> str:
+        self.find("VM", vm)
+        raise Failure("VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED")
+
+    # -- VDIs ------------------------------------------------------------------------------------
+
+    def VDI_destroy(self, vdi: str) -> None:
+        with self.changed:
+            record = self.find("VDI", vdi)
+            if any(self.find("VBD", vbd)["currently_attached"] for vbd in record["VBDs"]):
+                raise Failure("VDI_IN_USE", vdi, "destroy")
+            sr = self.find("SR", record["SR"])
+            (SR_MOUNT / sr["uuid"] / f"{record['uuid']}.vhd").unlink(missing_ok=True)
+            self.destroy("VDI", vdi)
+
+    def VDI_forget(self, vdi: str) -> None:
+        self.destroy("VDI", vdi)
 
     # -- plug-ins --------------------------------------------------------------------------------
 
