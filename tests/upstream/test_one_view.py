@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -233,3 +234,90 @@ async def test_users_texts_are_not_taken_for_the_answers_own(xapi: SimulatedXapi
 
     async with view(xapi) as (here, _):
         await here.client(work)
+
+
+def news(session: Any) -> list[tuple[str, str]]:
+    return [(event["ref"], event["operation"]) for event in session.xenapi_request("event.next", ())]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_old_events_hold_both(xapi: SimulatedXapi) -> None:
+    """Each is told once, and while our news are told, the upstream's call goes on waiting."""
+    database = xapi.database
+
+    def follow(session: Any, moves: SteeredMoves) -> None:
+        with pytest.raises(XenAPI.Failure, match="SESSION_NOT_REGISTERED"):
+            news(session)
+        session.xenapi.event.register(["task", "vm"])
+        ours = begin(session)
+        assert news(session) == [(ours, "add")]
+        for number in range(1, 10):
+            moves.tasks[0].set_progress(0.25 + number / 100)
+            [event] = session.xenapi_request("event.next", ())
+            assert (event["ref"], event["operation"], event["class"]) == (ours, "mod", "task")
+            assert event["obj_uuid"] == event["snapshot"]["uuid"]
+        assert database.calls.count("event.next") == 2 and database.waiting == 1
+        theirs = database.task_create("theirs", "")
+        assert news(session) == [(theirs, "add")]
+        vm = database.create("VM")
+        moves.tasks[0].set_progress(0.5)
+        seen: list[tuple[str, str]] = []
+        while len(seen) < 2:
+            seen += news(session)
+        assert sorted(seen) == sorted([(vm, "add"), (ours, "mod")])
+        session.xenapi.event.unregister(["task"])
+        moves.tasks[0].set_progress(0.75)
+        database.update("VM", vm, name_label="x")
+        assert news(session) == [(vm, "mod")]
+        session.xenapi.session.logout()
+
+    async with view(xapi) as (here, moves):
+        await here.client(lambda session: follow(session, moves))
+        await threads.deferToThread(_until_nobody_waits, xapi)
+
+
+@pytest_twisted.ensureDeferred
+async def test_old_events_that_nobody_heard_are_said_to_be_lost(xapi: SimulatedXapi) -> None:
+    def follow(session: Any) -> None:
+        session.xenapi.event.register(["*"])
+        ours = begin(session)
+        assert news(session) == [(ours, "add")]
+        with xapi.database.changed:
+            assert xapi.database.changed.wait_for(lambda: xapi.database.waiting == 1, WAIT)
+        for connection in list(xapi.server.connections):
+            connection.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(XenAPI.Failure, match="EVENTS_LOST"):
+            news(session)
+        xapi.database.update("pool", xapi.database.pool)  # told to nobody
+        _until_nobody_waits(xapi)
+        xapi.database.update("pool", xapi.database.pool)
+        assert news(session) == [(xapi.database.pool, "mod")]
+
+    async with view(xapi) as (here, _):
+        await here.client(follow)
+
+
+@pytest_twisted.ensureDeferred
+async def test_old_events_of_the_upstream_alone_come_as_they_are(xapi: SimulatedXapi) -> None:
+    """Also while our tasks are wanted: who has no news adds nothing."""
+
+    def work(here: Overlaid) -> None:
+        session = with_client(here.url, lambda session: session._session)
+        calls = [xml("event.register", session, f"<array><data><value>{cls}</value></data></array>")
+                 for cls in ("pool", "*")]  # fmt: skip
+        for call in calls:
+            registered, direct = (ask(where, post(call))[0] for where in (here.address, ("127.0.0.1", xapi.port)))
+            assert registered.body == direct.body
+            xapi.database.update("pool", xapi.database.pool, name_label="first")
+            [through] = ask(here.address, post(xml("event.next", session)))
+            # the same once more: what has been told is told again
+            xapi.database.registered[session] = (xapi.database.registered[session][0], xapi.database.generation - 1)
+            [direct] = ask(("127.0.0.1", xapi.port), post(xml("event.next", session)))
+            assert through.body == direct.body
+        with_id = json.dumps({"jsonrpc": "2.0", "method": "event.next", "params": [session], "id": "mine"})
+        xapi.database.update("pool", xapi.database.pool, name_label="second")
+        [answer] = ask(here.address, post(with_id, "/jsonrpc"))
+        assert answer.json["id"] == "mine" and answer.json["result"][0]["ref"] == xapi.database.pool
+
+    async with view(xapi) as (here, _):
+        await threads.deferToThread(work, here)

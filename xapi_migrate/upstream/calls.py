@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import attrs
@@ -19,6 +19,7 @@ from . import merge
 from .client import UpstreamClient
 from .front import Mine, Passed, Reply
 from .identity import Caller, Identity
+from .old_polls import OldPolls
 from .peek import Peeked, Wire
 from .polls import Polls, Wish
 from .refusals import NotPermitted
@@ -51,7 +52,9 @@ def _spellings(name: str) -> tuple[str, str, str]:
 
 
 OURS = {spelling: name for name in PERMISSIONS for spelling in _spellings(name)}
-WANTED = Names(frozenset({*OURS, *_LOGOUTS, "event.from", "event.inject", LIST_METHODS}))
+_REGISTRATIONS = frozenset({"event.register", "event.unregister"})
+_EVENTS = frozenset({"event.from", "event.inject", "event.next", *_REGISTRATIONS})
+WANTED = Names(frozenset({*OURS, *_LOGOUTS, *_EVENTS, LIST_METHODS}))
 
 
 class OverlayCalls:
@@ -60,11 +63,13 @@ class OverlayCalls:
     log = Logger()
 
     def __init__(
-        self, client: UpstreamClient, identity: Identity, polls: Polls, dispatcher: Dispatcher, records: IRecords
-    ) -> None:
+        self, client: UpstreamClient, identity: Identity, polls: Polls, old_polls: OldPolls, dispatcher: Dispatcher,
+        records: IRecords,
+    ) -> None:  # fmt: skip
         self._client = client
         self._identity = identity
         self._polls = polls
+        self._old_polls = old_polls
         self._dispatcher = dispatcher
         self._records = records
 
@@ -83,6 +88,12 @@ class OverlayCalls:
         if name == "event.from":
             wish = Wish.of(call, path)
             return Passed(True) if wish is None else self._mine(call, self._events(wish), abandon=True)
+        if name in _REGISTRATIONS:
+            return self._mine(call, self._vouched(call, self._old_polls.subscribe(call, path, body)))
+        if name == "event.next":
+            if not self._old_polls.knows(session):
+                return Passed()
+            return self._mine(call, self._vouched(call, self._old_polls.next(call, path, body)), abandon=True)
         if name in OURS:
             if OURS[name] in NEW_CALLS:
                 return self._mine(call, self._own(call, origin))
@@ -99,6 +110,7 @@ class OverlayCalls:
         self._identity.forget(session)
         if isinstance(session, str):
             self._polls.forget(session)
+            self._old_polls.forget(session)
 
     # -- our own ---------------------------------------------------------------------------------
 
@@ -185,6 +197,14 @@ class OverlayCalls:
         if wish.our_classes:
             await self._identity.check(wish.session)
         return await self._polls.answer(wish)
+
+    async def _vouched(self, call: Peeked, work: Coroutine[Any, Any, bytes]) -> bytes:
+        try:
+            await self._caller(call)
+        except BaseException:
+            work.close()
+            raise
+        return await work
 
     # -- edges -----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from .calls import OverlayCalls
 from .client import UpstreamClient
 from .front import FrontFactory
 from .identity import Identity, VouchedSessions
+from .old_polls import OldPolls
 from .overlay import Overlay
 from .polls import Polls
 from .pool import Pool
@@ -62,9 +63,14 @@ def stand_beside(address: UpstreamAddress, records: IRecords, reactor: Any, trus
 def open_overlay(beside: Beside, server: XenAPIServer, limit: int) -> Overlay:
     """`server` was made with what `beside` gives; it carries out our own calls and has our tasks. Close the overlay at
     the end."""
-    polls = Polls(beside.client, server.events)
-    calls = OverlayCalls(beside.client, beside.identity, polls, server.dispatcher, server.records)
-    return Overlay(beside.address, beside.pool, limit, calls, polls.stop)
+    polls, old_polls = Polls(beside.client, server.events), OldPolls(beside.client, server.events)
+    calls = OverlayCalls(beside.client, beside.identity, polls, old_polls, server.dispatcher, server.records)
+
+    def stop() -> None:
+        polls.stop()
+        old_polls.stop()
+
+    return Overlay(beside.address, beside.pool, limit, calls, stop)
 
 
 def front(overlay: Overlay, migrations: MigrationTree | None) -> FrontFactory:

@@ -8,6 +8,7 @@ of our events, it would leave a thread waiting there every time.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -71,10 +72,7 @@ class Wish:
     @property
     def our_classes(self) -> list[str]:
         """What of the subscription concerns this side."""
-        wanted = {name.lower(): name for name in self.classes}
-        if "*" in wanted or OURS in wanted:
-            return [OURS]
-        return [name for lower, name in wanted.items() if lower.startswith(f"{OURS}/") and len(lower) > len(OURS) + 1]
+        return ours_of(self.classes)
 
     def for_upstream(self, timeout: float) -> bytes:
         """The call's body."""
@@ -87,6 +85,14 @@ class Wish:
     def key(self) -> tuple[Any, ...]:
         """Calls that are the same to the upstream."""
         return (self.call.wire, self.path, self.session, self.classes, self.theirs)
+
+
+def ours_of(classes: Sequence[str]) -> list[str]:
+    """What of these classes concerns this side."""
+    wanted = {name.lower(): name for name in classes}
+    if "*" in wanted or OURS in wanted:
+        return [OURS]
+    return [name for lower, name in wanted.items() if lower.startswith(f"{OURS}/") and len(lower) > len(OURS) + 1]
 
 
 class Polls:
@@ -112,14 +118,14 @@ class Polls:
             return await self._after_theirs(wish, theirs, mine, ours)
         own = started(self._events.since(wish.session, mine, ours, wish.timeout))
         try:
-            await _first(theirs, own)
+            await first(theirs, own)
         except BaseException:
-            _drop(theirs)
-            _drop(own)
+            drop(theirs)
+            drop(own)
             raise
         # one that was kept waits for as long as an earlier call wished, which may be longer
         if theirs.called or not (_has_events(own) or kept is not None):
-            _drop(own)
+            drop(own)
             return await self._after_theirs(wish, theirs, mine, ours)
         self._keep(wish, theirs)
         said = await own
@@ -178,7 +184,7 @@ class Polls:
     def _take(self, wish: Wish) -> defer.Deferred[bytes] | None:
         kept = self._kept.pop(wish.key, None)
         if kept is not None and kept.called and isinstance(kept.result, Failure):
-            _drop(kept)  # it failed while nobody waited for it
+            drop(kept)  # it failed while nobody waited for it
             return None
         return kept
 
@@ -186,22 +192,22 @@ class Polls:
         before = self._kept.pop(wish.key, None)
         self._kept[wish.key] = theirs
         if before is not None:
-            _drop(before)
+            drop(before)
         while len(self._kept) > MOST_KEPT:
-            _drop(self._kept.popitem(last=False)[1])
+            drop(self._kept.popitem(last=False)[1])
 
     def forget(self, session: str) -> None:
         """It has ended: what is kept for it goes."""
         self._counts.pop(session, None)
         for key in [key for key in self._kept if key[2] == session]:
-            _drop(self._kept.pop(key))
+            drop(self._kept.pop(key))
 
     def stop(self) -> None:
         while self._kept:
-            _drop(self._kept.popitem()[1])
+            drop(self._kept.popitem()[1])
 
 
-def _drop(waiting: defer.Deferred[Any]) -> None:
+def drop(waiting: defer.Deferred[Any]) -> None:
     waiting.addErrback(lambda _: None)
     waiting.cancel()
 
@@ -212,7 +218,7 @@ def _has_events(own: defer.Deferred[Any]) -> bool:
     return own.called and not (isinstance(said, dict) and not said["events"])
 
 
-async def _first(*waiting: defer.Deferred[Any]) -> None:
+async def first(*waiting: defer.Deferred[Any]) -> None:
     """Until one of them has ended, well or not."""
     done: defer.Deferred[None] = defer.Deferred()
 

@@ -70,4 +70,4 @@ class EventCalls:
             known.seen = self._events.current
             raise
         known.seen = self._events.current
-        return [{**event, "obj_uuid": str(event.get("snapshot", {}).get("uuid", ""))} for event in events]
+        return events

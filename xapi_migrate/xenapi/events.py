@@ -140,13 +140,15 @@ class Events:
         }
 
     async def next(self, session: str, names: list[str], after: int) -> list[dict[str, Any]]:
-        """event.next: what changed after the change of this number, as soon as something has. EventsLost."""
+        """event.next: what changed after the change of this number, as soon as something has, with the uuid beside each
+        ref. EventsLost."""
         self._check_known(after)
         subscription = Subscription(names, self._model)
         while True:
             changes = await self._wait(session, subscription, after, LONGEST_WAIT)
             if changes:
-                return [self._event(operation, seen) for operation, seen in changes]
+                events = [self._event(operation, seen) for operation, seen in changes]
+                return [{**event, "obj_uuid": str(event.get("snapshot", {}).get("uuid", ""))} for event in events]
 
     async def _wait(
         self, session: str, subscription: Subscription, after: int, timeout: float

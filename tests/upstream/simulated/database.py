@@ -67,6 +67,7 @@ class Database:
         self.records: dict[str, dict[str, dict[str, Any]]] = {cls: {} for cls in MODEL}
         self.log: list[tuple[int, str, str, str]] = []
         self.calls: list[str] = []
+        self.registered: dict[str, tuple[set[str], int]] = {}
         self.stopping = False
         self.waiting = 0
         self.gate = threading.Event()
@@ -330,6 +331,34 @@ class Database:
                 self.waiting -= 1
             counts = {cls.lower(): Count(len(table)) for cls, table in self.records.items() if cls != "session"}
             return {"events": events, "valid_ref_counts": counts, "token": self.token()}
+
+    def event_register(self, session: str, classes: list[str]) -> None:
+        names, seen = self.registered.get(session, (set(), self.generation))
+        self.registered[session] = (names | {one.lower() for one in classes}, seen)
+
+    def event_unregister(self, session: str, classes: list[str]) -> None:
+        names, seen = self.registered.get(session, (set(), 0))
+        self.registered[session] = (names - {one.lower() for one in classes}, seen)
+
+    def event_next(self, session: str) -> list[dict[str, Any]]:
+        """What it has answered it tells no more."""
+        with self.changed:
+            if not self.registered.get(session, ((), 0))[0]:
+                raise Failure("SESSION_NOT_REGISTERED", session)
+            self.waiting += 1
+            self.changed.notify_all()
+            try:
+                while True:
+                    self.session(session)
+                    names, seen = self.registered[session]
+                    events = self._events(sorted(names), seen)
+                    if events or self.stopping:
+                        break
+                    self.changed.wait(60)
+            finally:
+                self.waiting -= 1
+            self.registered[session] = (names, self.generation)
+            return [{**one, "obj_uuid": one.get("snapshot", {}).get("uuid", "")} for one in events]
 
     def _events(self, classes: list[str], after: int) -> list[dict[str, Any]]:
         wanted = {one.lower() for one in classes}
