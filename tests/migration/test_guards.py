@@ -18,6 +18,7 @@ from xapi_migrate.migration import phase5_completion, phase5_receiving
 from xapi_migrate.migration.heartbeat import Listening
 from xapi_migrate.migration.interfaces import Answer, Outcome
 from xapi_migrate.migration.journal import Mark
+from xapi_migrate.migration.receiver_work import ReceiverWork
 from xapi_migrate.migration.receiving import Receiving
 from xapi_migrate.migration.sending import Sending
 from xapi_migrate.testing.direct_peer import Fate
@@ -105,7 +106,7 @@ def a_delete_without_a_name_acknowledges(patch: Patch) -> None:
 
     async def delete(self: Receiving, reason: str, acknowledge: Outcome | None = None) -> Answer:
         answer = await real(self, reason, acknowledge)
-        self._acknowledged = True
+        self._decision.acknowledged = True
         self._machine.acknowledged()
         return answer
 
@@ -113,12 +114,12 @@ def a_delete_without_a_name_acknowledges(patch: Patch) -> None:
 
 
 def aborted_is_said_before_all_is_shut(patch: Patch) -> None:
-    def shut(self: Receiving, reason: Exception) -> None:
-        self._listening.stop()
-        self._answer = Answer(Outcome.ABORTED, str(reason))
-        self._decided.happen(self._answer)
+    def shut(self: ReceiverWork, reason: Exception) -> None:
+        self.watches.stop()
+        self.decision.is_durable(Answer(Outcome.ABORTED, str(reason)))
+        self.decision.tell()
 
-    patch.setattr(Receiving, "shut", shut)
+    patch.setattr(ReceiverWork, "shut", shut)
 
 
 def a_receiver_waits_for_ever(patch: Patch) -> None:
