@@ -15,6 +15,7 @@ from tests.domains.exporter import EXPORT, Exporter
 from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec, DomainState
 from xapi_migrate.domains.qemu import QEMUDriver
 from xapi_migrate.domains.qemu_config import QEMUConfig
+from xapi_migrate.domains.qemu_refusals import STOPPED
 from xapi_migrate.testing.guests import ticker
 
 MIB = 1 << 20
@@ -146,6 +147,14 @@ class Hosts:
         """Wait until the guest has printed so many more numbers."""
         now = len(self.console(*specs).counters)
         await until(lambda: len(self.console(*specs).counters) >= now + more, "the guest's ticks")
+
+    async def refused(self, spec: DomainSpec) -> None:
+        """Wait until a disk has refused a request of the sender's guest and QEMU has stopped it."""
+        domain = self.sender._domains[spec.domain_id]
+        end = reactor.seconds() + 20
+        while (await domain.ask("query-status"))["status"] != STOPPED:
+            assert reactor.seconds() < end, "no request is refused"
+            await sleep(0.01)
 
     async def running(self, guest: ticker.Ticker | None = None, memory: int = 64 * MIB) -> tuple[DomainSpec, Exporter]:
         """A guest that runs at the sender and has ticked for a while."""

@@ -8,7 +8,7 @@ import time
 import pytest
 from pytest_twisted import ensureDeferred
 
-from tests.domains.hosts import MIB, Drain, Hosts, until
+from tests.domains.hosts import MIB, Drain, Hosts
 from xapi_migrate.domains.interfaces import DomainState
 from xapi_migrate.domains.qemu_config import DomainTimeouts, QEMUConfig
 from xapi_migrate.errors import DomainError
@@ -194,8 +194,7 @@ async def test_a_guest_that_runs_on_with_its_disk_gone_loses_no_write(place):
             await disk.gate(False)
             await suspension.cancel()
             drain.rest()
-        await until(lambda: (spec.domain_id, DomainState.PAUSED) in hosts.told, "the refused write")
-        assert await hosts.sender.state(spec.domain_id) is DomainState.PAUSED
+        await hosts.refused(spec)
         await disk.gate(True)
         await hosts.sender.resume(spec.domain_id)
         await hosts.ticks(spec, more=50)
@@ -213,8 +212,7 @@ async def test_resumed_in_the_moment_of_a_refused_write(place):
         spec, disk = await hosts.running(ticker.Ticker(ticks=500))
         for _ in range(20):
             await disk.gate(False)
-            await until(lambda: hosts.told, "the refused write")
-            hosts.told.clear()
+            await hosts.refused(spec)
             await disk.gate(True)
             await hosts.sender.resume(spec.domain_id)
             await hosts.ticks(spec, more=5)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 LINK_DOWN = 2.5
 """Seconds for which the link is cut or stalled: less than a heartbeat may be lost."""
+DISK_FAILS = 2.5
+"""Seconds for which a disk answers with I/O errors."""
 
 
 @attrs.frozen
 class Blow:
     """`strike` is called while the daemon of the point's role stands still; `span` says where its victim is there.
     `guest`: what is struck may be the guest itself. `daemon`: the role whose daemon has to be started again. `lasts`:
-    seconds until the link is mended; `hangs`: for these the daemon stays where it stands."""
+    seconds until the link is mended and the disks work again; `hangs`: for these the daemon stays where it stands."""
 
     name: str
     strike: Callable[[Ground], None]
@@ -71,4 +73,6 @@ BLOWS = [
     Blow("receiver domain", _kill("receiver", "domains"), Span("sender 4.3", undone=_IN_DOUBT), guest=True),
     Blow("link cut", lambda ground: ground.link.take_down(), lasts=LINK_DOWN),
     Blow("link stall", lambda ground: ground.link.stall(), lasts=LINK_DOWN),
+    Blow("sender disk error", lambda ground: ground.disks[ground.sender.name].fail(), lasts=DISK_FAILS),
+    Blow("receiver disk error", lambda ground: ground.disks[ground.receiver.name].fail(), lasts=DISK_FAILS),
 ]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.faults.blows import Blow
 from tests.faults.clients import Client
+from tests.faults.failing_disk import FailingDisk
 from tests.faults.link import Link
 from tests.faults.points import Point
 from tests.system.world import GuestOf, World
@@ -46,6 +47,8 @@ class Ground:
     sender: LabHost
     receiver: LabHost
     links: dict[str, Link]
+    disks: dict[str, FailingDisk]
+    """By host: below all of its SRs that it does not share."""
 
     def __init__(self) -> None:
         self.made: GuestOf | None = None
@@ -61,7 +64,12 @@ class Ground:
             folder = Path(tempfile.mkdtemp(prefix="xf-"))
             if not os.environ.get("FAULTS_KEEP"):
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            lab = stack.enter_context(Lab(folder, settings=SETTINGS))
+            disks = stack.enter_context(ExitStack())  # they go after all that uses them
+            lab = stack.enter_context(Lab(folder / "lab", settings=SETTINGS))
+            srs, behind = folder / "lab" / "srs", folder / "disks"
+            self.disks = {
+                host.name: disks.enter_context(FailingDisk(srs / host.name, behind / host.name)) for host in lab.hosts
+            }
             self.links = {host.name: stack.enter_context(Link(host)) for host in lab.hosts}
             self.world = World(lab)
             self.sender, self.receiver = lab.hosts
@@ -107,6 +115,8 @@ class Ground:
                 _go_on(stopped)
             self.link.requests.lose.clear()
             self.link.mend()
+            for disk in self.disks.values():
+                disk.heal()
             owner = self._settled(guest)
             self.healing = time.monotonic() - at
             where = self._look(guest, owner, begun, blow)

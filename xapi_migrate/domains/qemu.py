@@ -23,6 +23,7 @@ from xapi_migrate.domains.interfaces import (
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.domains.qemu_domain import QEMUDomain, folders
 from xapi_migrate.domains.qemu_models import QEMUModels
+from xapi_migrate.domains.qemu_refusals import STOPPED
 from xapi_migrate.domains.qemu_restoration import QEMURestoration
 from xapi_migrate.domains.qemu_suspension import QEMUSuspension, give_up_stray, settle
 from xapi_migrate.errors import DomainError
@@ -97,7 +98,7 @@ class QEMUDriver:
         domain = self._get(domain_id, "pause")
         await self._only(domain, "pause", DomainState.RUNNING, DomainState.PAUSED)
         try:
-            await domain.stop()
+            await domain.pause()
         except Exception as failure:
             raise domain.error("pause", failure) from failure
 
@@ -122,7 +123,7 @@ class QEMUDriver:
             status = await settle(domain)  # a suspend that failed is over before its last run state is
             if not paused:
                 await domain.go_on()
-            elif status in ("postmigrate", "running"):
+            elif status in ("postmigrate", "running", STOPPED):
                 await domain.go_on_paused()
         except Exception as failure:
             raise domain.error("run again", failure) from failure

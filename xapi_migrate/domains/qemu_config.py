@@ -26,6 +26,9 @@ class DomainTimeouts:
     cancel: float = 3.0
     """For a suspend to end after it was cancelled; after a third of it the stream is torn out by force."""
 
+    retry: float = 1.0
+    """Between two attempts to let a domain go on whose disk refuses a request."""
+
     poll: float = 0.25
     """Between two looks at a suspend's progress."""
 

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState
 from xapi_migrate.domains.qemu_arguments import MONITOR, arguments, disk_links
 from xapi_migrate.domains.qemu_config import QEMUConfig
+from xapi_migrate.domains.qemu_refusals import STOPPED, Refusals
 from xapi_migrate.domains.taps import close_taps, open_taps
 from xapi_migrate.errors import DomainError
 from xapi_migrate.processes import child, qmp
@@ -27,6 +28,7 @@ from xapi_migrate.processes.in_thread import in_thread
 from xapi_migrate.together import together
 
 SPEC = "spec.json"
+PAUSES = 10
 
 ABANDONED = "abandoned"
 """The event that tells a domain's watchers that the driver lets go of it."""
@@ -36,7 +38,7 @@ STATES = {
     "suspended": DomainState.RUNNING,  # the guest's own sleep (S3)
     "paused": DomainState.PAUSED,
     "prelaunch": DomainState.PAUSED,
-    "io-error": DomainState.PAUSED,
+    STOPPED: DomainState.PAUSED,  # but see Refusals
     "watchdog": DomainState.PAUSED,
     "save-vm": DomainState.PAUSED,
     "restore-vm": DomainState.PAUSED,
@@ -96,9 +98,8 @@ class QEMUDomain:
         self.child: child.Child | None = None
         self.known = DomainState.ABSENT
         """The state as far as it is known without asking."""
-        self.io_failed = False
-        """A disk refused a request since the domain was last let go on."""
-        self._host = host
+        self.refusals = Refusals(self)
+        self.host = host
         self._tell = tell
         self._qmp: qmp.QMP | None = None
         self._connecting = defer.DeferredLock()
@@ -173,6 +174,7 @@ class QEMUDomain:
         if self._abandoned:
             return
         self._let_go = True
+        self.refusals.end()
         self._seen("", {})
         await self._hang_up()
         if self.child is not None:
@@ -183,6 +185,7 @@ class QEMUDomain:
     async def abandon(self) -> None:
         """Let go of it; it lives on."""
         self._let_go = self._abandoned = True
+        self.refusals.end()
         self._seen(ABANDONED, {})
         if self.child is not None:
             self.child.abandon()
@@ -223,7 +226,7 @@ class QEMUDomain:
             reason = f"QEMU ended: {self.last_words()}"
         else:
             reason = str(cause) or type(cause).__name__
-        return DomainError(domain=self.domain_id, host=self._host, action=action, reason=reason)
+        return DomainError(domain=self.domain_id, host=self.host, action=action, reason=reason)
 
     # -- its monitor --------------------------------------------------------------------------
 
@@ -268,8 +271,7 @@ class QEMUDomain:
         if name == "" and self.alive and not self._let_go:
             return  # only the connection ended; it is made again when it is needed
         if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
-            self.io_failed = True
-            self._by_itself(DomainState.PAUSED)
+            self.refusals.seen(data)
         elif name == "SHUTDOWN" and data.get("guest"):
             self._by_itself(DomainState.SHUTDOWN)
         elif name == "GUEST_PANICKED":
@@ -289,30 +291,47 @@ class QEMUDomain:
             return DomainState.ABSENT if self.known is DomainState.ABSENT else DomainState.CRASHED
         try:
             answer = await self.ask("query-status", timeout=self.config.timeouts.question)
+            waits = answer["status"] == STOPPED and await self.refusals.stopped_here()
         except TimeoutError:
             return self.known
         except Exception as failure:
             if not self.alive:
                 return DomainState.CRASHED
             raise self.error("say what it is doing", failure) from failure
-        self.known = STATES.get(answer["status"], DomainState.PAUSED)
+        self.known = DomainState.RUNNING if waits else STATES.get(answer["status"], DomainState.PAUSED)
         return self.known
 
     async def stop(self) -> None:
-        """Stop the processors; all I/O is complete and flushed then."""
+        """Stop the processors; all I/O is complete and flushed then, but for what a disk has refused."""
+        self.refusals.hold()
         await self.ask("stop")
         self.known = DomainState.PAUSED
+
+    async def pause(self) -> None:
+        """As `stop`, so that a later daemon knows it too. DomainError while a disk refuses requests as fast as they are
+        made: QEMU does not take the domain for paused then."""
+        try:
+            await self.stop()
+            for _ in range(PAUSES):
+                if (await self.ask("query-status"))["status"] != STOPPED:
+                    return
+                await self.go_on_paused()
+            raise self.error("pause", "one of its disks refuses requests, and its guest waits for that")
+        except BaseException:
+            self.refusals.release()
+            raise
 
     async def go_on(self) -> None:
         """Let the processors run; requests that a disk had refused are made again."""
         running = (await self.ask("query-status"))["running"]
-        if running and not self.io_failed:
+        if running and not self.refusals.any:
+            self.refusals.cleared()
             return
         if running:
             # A request failed in the moment in which the domain was let go on: QEMU takes the two for one
             # and would not make it again.
             await self.ask("stop")
-        self.io_failed = False
+        self.refusals.cleared()
         await self.ask("cont")
         self.known = DomainState.RUNNING
 

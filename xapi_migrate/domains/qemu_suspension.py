@@ -125,6 +125,7 @@ class QEMUSuspension:
         if self.over:
             return
         self._proceeded = True
+        self._domain.refusals.hold()
         try:
             await self._domain.ask("migrate-continue", {"state": "pre-switchover"})
         except Exception as failure:

@@ -129,13 +129,16 @@ class Copy:
         a receiver that does not answer within the guard time, FAILED. Never raises, never hangs."""
         if self.over:
             return
-        if self.status.state is CopyState.READY and not self._given_up:
+        mirror = self._mirror
+        if mirror is None:
+            pass  # it has failed, and lets go of all that it holds
+        elif self.status.state is CopyState.READY and not self._given_up:
             self._finishing = True
-            assert self._mirror is not None
             try:
-                await self._within_guard(self._mirror.complete())
+                await self._within_guard(mirror.complete())
             except _TROUBLE:
-                self.give_up("the datapath refused to finish it")
+                if not await _concluded(mirror):
+                    self.give_up("the datapath refused to finish it")
         else:
             self.give_up("the VDI was deactivated before all of it had been copied")
         await self._until_over(self._timeouts.guard, "the other host did not confirm the last writes")
@@ -407,6 +410,14 @@ def read_copy(folder: Path) -> tuple[CopyOf, TargetUrl | None, CopyStatus] | Non
         return CopyOf(**kept["of"]), TargetUrl(**kept["url"]) if kept["url"] else None, status
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+async def _concluded(mirror: Mirror) -> bool:
+    """Whether the job has come to an end by itself, and will say why."""
+    try:
+        return (await mirror.progress()).concluded
+    except _TROUBLE:
+        return False
 
 
 async def _coroutine(work: Awaitable[None]) -> None:

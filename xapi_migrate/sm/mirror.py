@@ -17,6 +17,7 @@ from xapi_migrate.sm.timeouts import SMTimeouts
 
 JOB = "copy"
 _NO_ANSWER = (QMPError, defer.TimeoutError, TimeoutError, ConnectionDone, ConnectionLost)
+_FAILED = {"read": "it cannot be read at the sending host", "write": "it cannot be written at the receiving host"}
 _WIRE, _DESTINATION = "copy-wire", "copy-destination"
 
 
@@ -40,6 +41,8 @@ class Mirror:
         self._timeouts = timeouts
         self._news = False
         self._was_ready = False
+        self._failed = ""
+        """What failed first, for people."""
         self._waiting: list[defer.Deferred[None]] = []
         self._unwatch = daemon.qmp.watch(self._event)
 
@@ -91,8 +94,11 @@ class Mirror:
             job["total-progress"],
             job["status"] == "ready",
             job["status"] in ("concluded", "null"),
-            job.get("error", ""),
+            self._why(job.get("error", "")),
         )
+
+    def _why(self, error: str) -> str:
+        return f"{self._failed}: {error}" if error and self._failed else error
 
     async def changed(self, seconds: float) -> None:
         """Wait for an event of the job, at most so long; one that came since the last time counts."""
@@ -137,6 +143,8 @@ class Mirror:
         self._unwatch()
 
     def _event(self, name: str, data: Event) -> None:
+        if name == "BLOCK_JOB_ERROR" and data.get("device") == JOB:
+            self._failed = self._failed or _FAILED.get(str(data.get("operation")), "")
         if name == "" or (name == "JOB_STATUS_CHANGE" and data.get("id") == JOB and self._tells(str(data["status"]))):
             self._news = not self._waiting
             waiting, self._waiting = self._waiting, []
