@@ -100,3 +100,9 @@ def test_every_page_is_in_the_index() -> None:
     decisions = (ROOT / "docs/decisions/README.md").read_text()
     pages = (ROOT / "docs/decisions").glob("*.md")
     assert [page.name for page in pages if f"({page.name})" not in decisions and page.name != "README.md"] == []
+
+
+def test_the_packages_to_install_are_those_that_setup_knows() -> None:
+    (said,) = re.findall(r"apt-get install ((?:[^\\\n]|\\\n)+)", (ROOT / "docs/operations.md").read_text())
+    known = re.sub("#.*", "", (ROOT / "scripts/apt-packages").read_text()).split()
+    assert set(said.replace("\\", "").split()) - set(known) == set()

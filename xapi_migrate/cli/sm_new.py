@@ -91,7 +91,8 @@ def sm_new(name: str, into: Path) -> None:
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         (top / path).write_text(text)
     click.echo(f"{top} is a backend that works: raw files in a folder. {top}/sm_{name}/driver.py is what to change.")
-    click.echo(f"Then: pip install {top} && xapi-migrate sm-check {name}")
+    place = top if top.is_absolute() else f"./{top}"  # a bare name pip would take from its index
+    click.echo(f"Then: pip install {place} && xapi-migrate sm-check {name}")
 
 
 def contents(name: str) -> dict[str, str]:

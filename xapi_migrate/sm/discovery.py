@@ -24,7 +24,9 @@ log = Logger()
 OLDEST = 1
 """The oldest generation whose drivers still work."""
 _FORMATS = {one.value for one in ImageFormat}
-_TWISTED_OWN = str(Path(twisted.__file__).parent / "plugins")
+_TWISTEDS_FOLDER = str(Path(twisted.__file__).parent / "plugins")
+_TWISTEDS_OWN = ("twisted_", "cred_")
+"""How the names of the modules begin that Twisted itself brings."""
 
 
 @attrs.frozen
@@ -75,12 +77,13 @@ def discover(package: ModuleType | None = None) -> Drivers:
 
 
 def _modules(package: ModuleType, broken: list[BrokenDriver]) -> list[str]:
-    """All modules of the package but Twisted's own. Of two files of one name Python loads the first and is silent."""
+    """All modules of the package but Twisted's own, beside which pip puts others that are installed with it. Of two
+    files of one name Python loads the first and is silent."""
     folders: dict[str, str] = {}
     for folder in package.__path__:
-        if folder == _TWISTED_OWN:
-            continue
         for found in pkgutil.iter_modules([folder]):
+            if folder == _TWISTEDS_FOLDER and found.name.startswith(_TWISTEDS_OWN):
+                continue
             first = folders.setdefault(found.name, folder)
             if Path(first).resolve() != Path(folder).resolve():
                 broken.append(BrokenDriver(found.name, f"{folder} has it, but {first} has another of this name"))
