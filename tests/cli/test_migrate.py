@@ -141,7 +141,6 @@ def interrupted(servers: list[str], environment: dict[str, str], calls: list[str
             deadline = time.monotonic() + 30
             while awaited not in calls and time.monotonic() < deadline:
                 time.sleep(0.02)
-            time.sleep(0.5)  # it then sleeps between two looks
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     finally:

@@ -10,6 +10,7 @@ import functools
 import http.client
 import os
 import ssl
+import sys
 import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,7 +131,14 @@ def _password(file: str | None, variable: str, user: str, url: str) -> str:
         return password_from(Path(file))
     if f"{variable}_PASSWORD" in os.environ:
         return os.environ[f"{variable}_PASSWORD"]
-    password: str = click.prompt(f"Password of {user} at {url}", hide_input=True, err=True)
+    return asked(f"Password of {user} at {url}", f"--password-file or the variable {variable}_PASSWORD")
+
+
+def asked(what: str, instead: str, twice: bool = False) -> str:
+    """A password from the terminal. Refused, naming what there is `instead`, if there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise Refused(f"{what}: there is no terminal to ask for it, use {instead}.")
+    password: str = click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True)
     return password
 
 

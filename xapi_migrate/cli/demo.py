@@ -29,13 +29,18 @@ def demo(guest_disk: int, data: int) -> int:
     noticed, and clean up."""
     guest = Guest(disk=guest_disk, filled=min(data, guest_disk - 8))
     folder = Path(tempfile.mkdtemp(prefix="xm-demo-", dir="/tmp"))
+    lab = Lab(folder, 2, guest)
+
+    def clean_up() -> None:
+        lab.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
     try:
-        with interruptible(), Lab(folder, 2, guest) as lab:
+        with interruptible(clean_up), lab:
             verdict = _move(lab, guest)
     except Interrupted:
+        click.echo("Interrupted: both hosts and the guest have been taken down.", err=True)
         return ExitCode.INTERRUPTED
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if not verdict.good:
         raise Refused("The migration was not clean: see above.")
     return ExitCode.DONE

@@ -54,8 +54,9 @@ def lab(
     if kind == "linux" and guest_memory < LINUX_MEMORY:
         raise click.UsageError(f"The Linux guest needs --guest-memory {LINUX_MEMORY} or more.")
     guest = Guest(kind=kind, memory=guest_memory, disk=guest_disk)
+    running = Lab(folder, hosts, guest, one_pool=one_pool, database=database)
     try:
-        with interruptible(), Lab(folder, hosts, guest, one_pool=one_pool, database=database) as running:
+        with interruptible(running.end), running:
             click.echo(json.dumps(running.description(), indent=2) if as_json else _summary(running))
             while True:
                 signal.pause()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import attrs
 import click
 
 from .connection import Server, peer_options, server_option
+from .interruption import noticing
 from .migration import Migration, Moved, Wish
 from .output import json_option
 from .progress import Display, display
@@ -41,19 +43,22 @@ def migrate(server: Server, to_server: Server, wish: Wish, quiet: bool = False) 
     """The whole migration with its display; steps 1.1 to 1.4 in the order of the sequence."""
     with to_server.session() as receiver, server.session() as sender:
         migration = Migration(sender, receiver)
-        migration.start(wish)
-        with display(migration.name_label, quiet) as shown:
-            return _followed(migration, shown)
+        migration.prepare(wish)
+        with noticing() as interrupted:
+            migration.start()
+            with display(migration.name_label, quiet) as shown:
+                return _followed(migration, shown, interrupted)
 
 
-def _followed(migration: Migration, shown: Display) -> Moved:
+def _followed(migration: Migration, shown: Display, interrupted: Callable[[], bool]) -> Moved:
     """The first Ctrl-C cancels, the second leaves the task to itself."""
     try:
-        return migration.follow(shown.watch)
-    except KeyboardInterrupt:
-        shown.say(migration.cancel())
-    try:
-        return migration.follow(shown.watch)
+        moved = migration.follow(shown.watch, interrupted)
+        if moved is None:
+            shown.say(migration.cancel())
+            moved = migration.follow(shown.watch)
+        assert moved is not None  # nobody could interrupt the second time but by KeyboardInterrupt
+        return moved
     except KeyboardInterrupt:
         shown.say(f"No longer watching; task {migration.task_uuid} goes on.")
         raise

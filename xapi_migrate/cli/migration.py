@@ -24,6 +24,9 @@ POLL = 0.25
 PATIENCE = 60.0
 """Seconds for which a sending host that does not answer is asked again."""
 
+UNANSWERED = (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError)
+"""What the client's libraries raise when a server does not answer."""
+
 
 @attrs.frozen
 class Wish:
@@ -58,12 +61,13 @@ class Moved:
 
 
 class Migration:
-    """Started with `start`, then followed to its end with `follow`; `cancel` in between asks for its end."""
+    """`prepare`, `start`, then `follow` to its end; `cancel` in between asks for its end."""
 
     def __init__(self, sender: Any, receiver: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._sender = sender
         self._receiver = receiver
         self._clock = clock
+        self._arguments: tuple[Any, ...] = ()
         self._task = ""
         self._began = 0.0
         self._shown = Progress(0.0, "")
@@ -71,8 +75,8 @@ class Migration:
         self.name_label = ""
         self.uuid = ""
 
-    def start(self, wish: Wish) -> None:
-        """Steps 1.2 and 1.4; both sessions are logged in already (1.1, 1.3)."""
+    def prepare(self, wish: Wish) -> None:
+        """Step 1.2; both sessions are logged in already (1.1, 1.3). Nothing has begun yet."""
         sender, receiver = self._sender.xenapi, self._receiver.xenapi
         vm = vm_by_name(self._sender, wish.vm)
         record = sender.VM.get_record(vm)
@@ -83,15 +87,23 @@ class Migration:
         sr = sr_by_name(self._receiver, wish.sr) if wish.sr else self._default_sr(bool(wish.vdi_srs))
         self._began = self._clock()
         uris = self._asked(self._receiver, receiver.VM.receive, sr, dict(wish.options))
-        self._task = self._asked(
-            self._sender, self._sender.xenapi.Async.VM.migrate, vm, uris, vdi_srs, dict(wish.options)
-        )
+        self._arguments = vm, uris, vdi_srs, dict(wish.options)
+
+    def start(self) -> None:
+        """Step 1.4."""
+        sender = self._sender.xenapi
+        self._task = self._asked(self._sender, sender.Async.VM.migrate, *self._arguments)
         self.task_uuid = sender.task.get_uuid(self._task)
 
-    def follow(self, watch: Callable[[Progress], None], poll: float = POLL) -> Moved:
-        """Until the task has ended. Refused with the reason if the VM did not move."""
+    def follow(
+        self, watch: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False, poll: float = POLL
+    ) -> Moved | None:
+        """Until the task has ended, or None as soon as `interrupted` says so. Refused with the reason if the VM did
+        not move."""
         while True:
-            task = self._look(watch, poll)
+            task = self._look(watch, interrupted, poll)
+            if task is None:
+                return None
             other = task["other_config"]
             step = other.get("step", "")
             if "waiting" in other:
@@ -100,6 +112,8 @@ class Migration:
             watch(self._shown)
             if task["status"] not in ("pending", "cancelling"):
                 break
+            if interrupted():
+                return None
             time.sleep(poll)
         seconds = self._clock() - self._began
         with contextlib.suppress(XenAPI.Failure):
@@ -120,11 +134,15 @@ class Migration:
             self._sender.xenapi.task.cancel(self._task)
         except XenAPI.Failure as failure:
             return f"It cannot be cancelled now: {sentence(failure.details)}"
+        except UNANSWERED:
+            return "It was not cancelled: the sending host does not answer."
         return "Cancelling, and waiting for the clean-up."
 
-    def _look(self, watch: Callable[[Progress], None], poll: float) -> dict[str, Any]:
-        """The task's record. A sending host that does not answer is asked again for a while: its daemon may be
-        starting anew, and then goes on or rolls back."""
+    def _look(
+        self, watch: Callable[[Progress], None], interrupted: Callable[[], bool], poll: float
+    ) -> dict[str, Any] | None:
+        """The task's record; None when `interrupted`. A sending host that does not answer is asked
+        again for a while: its daemon may be starting anew, and then goes on or rolls back."""
         deadline = self._clock() + PATIENCE
         while True:
             try:
@@ -135,7 +153,9 @@ class Migration:
                     f"The sending host no longer knows the task of {self.name_label} ({sentence(failure.details)}): "
                     "vm-list on both hosts shows where the VM is."
                 ) from None
-            except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError):
+            except UNANSWERED:
+                if interrupted():
+                    return None
                 if self._clock() > deadline:
                     raise
                 watch(Progress(self._shown.fraction, "the sending host does not answer"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..xenapi.passwords import user_line
-from .connection import password_from
+from .connection import asked, password_from
 from .failures import Refused
 
 _FILE = click.option(
@@ -28,7 +28,7 @@ def user_set(name: str, path: Path, password_file: str | None) -> None:
     if password_file:
         password = password_from(Path(password_file))
     else:
-        password = click.prompt(f"New password of {name}", hide_input=True, confirmation_prompt=True, err=True)
+        password = asked(f"New password of {name}", "--password-file", twice=True)
     try:
         line = user_line(name, password)
     except ValueError as error:
@@ -65,6 +65,8 @@ def _others(path: Path, name: str) -> list[str]:
 def _write(path: Path, lines: list[str]) -> None:
     """All or nothing, readable by its owner alone."""
     draft = path.with_name(f"{path.name}.new")
+    if not path.parent.is_dir():
+        raise Refused(f"There is no folder {path.parent}: make it first, readable by its owner alone.")
     try:
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
