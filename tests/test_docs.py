@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "NEWS.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
 ON_A_HOST = {"tmp", "var", "etc", "proc", "dev", "run", "usr"}
 """First folders of the absolute paths that a page may name."""
-PATHS_OF_URLS = {"RPC2", "json", "xmlrpc", "jsonrpc", "migrate", "services"}
+PATHS_OF_URLS = {"RPC2", "json", "xmlrpc", "jsonrpc", "migrate", "services", "import_metadata"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -46,7 +46,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 def of_a_state_folder(name: str) -> bool:
-    return name in ("tgt/state.json", "lab/lab.json", "upstream/ID.json")
+    return name in ("tgt/state.json", "lab/lab.json", "upstream/ID.json", "arrivals/ID.json")
 
 
 @every_page

@@ -44,11 +44,14 @@ from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls, register_plugin_calls
 from .upstream.address import parse_upstream
+from .upstream.arrival import Arrivals
+from .upstream.keeper import UpstreamKeeper
 from .upstream.lease import Leases
 from .upstream.lent import lent
 from .upstream.moves import UpstreamMoves
 from .upstream.opening import Beside, front, open_overlay, stand_beside
 from .upstream.plugin import plugin_site
+from .upstream.receives import UpstreamReceives
 from .upstream.shadow import Shadows
 from .uris import offer
 from .uris.capability import Capability
@@ -154,12 +157,20 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     pool, members = _pool(config, reactor, server, toolstack, about, engine)
     motions = FileJournals(state_dir / "motions")
     motion = register_migration_calls(server, engine, about, toolstack, motions, services, pool.offer)
+    if beside is not None:
+        arrivals = Arrivals(beside.client, state_dir / "arrivals", reactor)
+        await arrivals.load()
+        shadows = Shadows(records, toolstack.storage, host, drivers.usable.__contains__)
+        about.keeper = UpstreamKeeper(beside.client, arrivals, shadows, records, reactor)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
     moves = None
     if beside is not None:
+        receives = UpstreamReceives(beside.client, arrivals, shadows, engine, reactor)
+        daemon.closes(receives.stop)
+        server.dispatcher.register(receives)
+        await receives.begin()
         leases = Leases(beside.client, state_dir / "upstream")
-        shadows = Shadows(records, toolstack.storage, host, drivers.usable.__contains__)
         moves = UpstreamMoves(beside.client, leases, shadows, engine, reactor)
         daemon.closes(moves.stop)
         server.dispatcher.register(moves)

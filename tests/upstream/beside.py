@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,18 @@ from xapi_migrate.testing.two_hosts import TIMES
 from xapi_migrate.toolstack.this_host import prepare_host
 from xapi_migrate.toolstack.toolstack import make_toolstack, register_plugin_calls
 from xapi_migrate.upstream.address import parse_upstream
+from xapi_migrate.upstream.arrival import Arrivals
+from xapi_migrate.upstream.client import UpstreamClient
+from xapi_migrate.upstream.keeper import UpstreamKeeper
 from xapi_migrate.upstream.lease import Leases
 from xapi_migrate.upstream.lent import lent
 from xapi_migrate.upstream.moves import UpstreamMoves
 from xapi_migrate.upstream.opening import front, open_overlay, stand_beside
+from xapi_migrate.upstream.receives import UpstreamReceives
 from xapi_migrate.upstream.shadow import Shadows
+from xapi_migrate.uris.offer import Listener, build
 from xapi_migrate.uris.peer import HttpPeer
+from xapi_migrate.uris.tree import MigrationTree
 from xapi_migrate.xenapi.own_calls import data_model
 from xapi_migrate.xenapi.server import make_server
 
@@ -60,13 +66,29 @@ class Kept:
 class Beside:
     overlaid: Overlaid
     leases: Leases
+    arrivals: Arrivals
+    client: UpstreamClient
     engine: Engine
     records: Records
     disks: dict[str, FakeSR]
+    _stop_listening: Callable[[], Any]
+    _connections: list[Any]
+
+    def die(self) -> None:
+        """As if it were killed, after the code that is running now: no answer, nothing done any more."""
+
+        def dead() -> None:
+            self._stop_listening()
+            for connection in self._connections:
+                connection.transport.abortConnection()
+            defer.ensureDeferred(self.engine.stop())
+
+        reactor.callLater(0, dead)  # type: ignore[attr-defined]
 
 
 @asynccontextmanager
-async def beside(toolstack: Toolstack, kept: Kept) -> AsyncIterator[Beside]:
+async def beside(toolstack: Toolstack, kept: Kept, at: int = 0) -> AsyncIterator[Beside]:
+    """`at`: the port, if it is to be that of an earlier one."""
     kept.folder.mkdir(exist_ok=True)
     records = Records(data_model(), reactor, kept.url)
     await records.open()
@@ -91,22 +113,47 @@ async def beside(toolstack: Toolstack, kept: Kept) -> AsyncIterator[Beside]:
         records=records, toolstack=own, domains=domains, tasks=server.tasks, journals=kept.journals,
         peers=lambda uris: HttpPeer(reactor, uris, TIMES), free_memory=lambda: FREE_MEMORY, stories=kept.folder,
     )  # fmt: skip
-    engine = Engine(host, lambda capability: [])
+    listeners: list[Listener] = []
+    engine = Engine(host, lambda capability: build(capability, listeners, ("http",)))
+    shadows = Shadows(records, own.storage, ref, drivers.usable.__contains__)
+    arrivals = Arrivals(upstream.client, kept.folder / "arrivals", reactor)
+    await arrivals.load()
+    host.keeper = UpstreamKeeper(upstream.client, arrivals, shadows, records, reactor)
+    receives = UpstreamReceives(upstream.client, arrivals, shadows, engine, reactor)
     leases = Leases(upstream.client, kept.folder / "upstream")
-    moves = UpstreamMoves(
-        upstream.client, leases, Shadows(records, own.storage, ref, drivers.usable.__contains__), engine, reactor
-    )
-    server.dispatcher.register(moves)
+    moves = UpstreamMoves(upstream.client, leases, shadows, engine, reactor)
+    server.dispatcher.register(moves, receives)
     register_plugin_calls(server, engine, host, own, SMServices(reactor, kept.folder), moves)
     await engine.start(server.tasks.resume)
+    await receives.begin()
     await moves.begin()
     overlay = open_overlay(upstream, server, 300 << 10)
-    port = reactor.listenTCP(0, front(overlay, None), interface="127.0.0.1")  # type: ignore[attr-defined]
+    site, connections = front(overlay, MigrationTree(engine, 4 << 20, reactor)), []
+    build_protocol = site.buildProtocol
+
+    def noted(address: Any) -> Any:
+        connections.append(build_protocol(address))
+        return connections[-1]
+
+    site.buildProtocol = noted  # type: ignore[method-assign]
+    port = reactor.listenTCP(at, site, interface="127.0.0.1")  # type: ignore[attr-defined]
+    listeners.append(Listener("http", "127.0.0.1", port.getHost().port))
+    stopped: list[defer.Deferred[Any]] = []
+
+    def stop_listening() -> defer.Deferred[Any]:
+        if not stopped:
+            stopped.append(defer.maybeDeferred(port.stopListening))
+        return stopped[0]
+
     try:
-        yield Beside(Overlaid(overlay, server, port.getHost().port), leases, engine, records, disks)
+        yield Beside(
+            Overlaid(overlay, server, port.getHost().port), leases, arrivals, upstream.client, engine, records, disks,
+            stop_listening, connections,
+        )  # fmt: skip
     finally:
-        await defer.maybeDeferred(port.stopListening)
+        await stop_listening()
         moves.stop()
+        receives.stop()
         server.stop()
         await engine.stop()
         overlay.close()

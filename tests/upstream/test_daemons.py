@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 import XenAPI
 
-from tests.upstream.simulated.database import SR_MOUNT
 from tests.upstream.simulated.server import SimulatedXapi
+from tests.upstream.simulated.storage import SR_MOUNT
 from tests.wire.raw import xml
 from xapi_migrate import tls
 from xapi_migrate.lab.host import LabHost

@@ -87,8 +87,6 @@ async def test_what_is_refused_leaves_no_trace(kind: str, tmp_path: Path) -> Non
             refused("OPERATION_NOT_ALLOWED", vm, uris, options={"copy": "true"})
             refused("OPERATION_NOT_ALLOWED", vm, uris, options={"no": "such"})
             refused("VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED", vm, [uris[0][:-4] + "AAAA"])
-            with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
-                session.xenapi.VM.receive(sr)
 
         await threads.deferToThread(work)
         for field in ("is_a_snapshot", "is_a_template"):

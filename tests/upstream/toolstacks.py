@@ -12,6 +12,7 @@ from twisted.internet import threads
 
 from tests.upstream.simulated.database import Database
 from tests.upstream.simulated.server import SimulatedXapi
+from tests.upstream.simulated.storage import MemoryDisks
 from tests.xenapi.two_servers import DISK, PASSWORD, USER, one_server
 from xapi_migrate.mac import new_mac
 from xapi_migrate.testing.fake_sm import FakeLuns, FakeStorage
@@ -95,7 +96,8 @@ class SimulatedToolstack:
         sr = database.create("SR", name_label=label, type="memory", content_type="user")
         database.create("PBD", SR=sr, host=database.host, currently_attached=True)
         uuid = database.find("SR", sr)["uuid"]
-        self.disks[uuid] = _SR(FakeStorage(uuid=uuid))
+        made = self.disks[uuid] = _SR(FakeStorage(uuid=uuid))
+        database.storages[sr] = MemoryDisks(made.storage.disks)
         return sr
 
     async def new_vm(self, sr: str, running: bool = True, disks: int = 1, vifs: int = 1) -> str:

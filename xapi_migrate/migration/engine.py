@@ -78,9 +78,10 @@ class Engine:
 
     # -- the client's calls -------------------------------------------------------------------
 
-    async def receive(self, sr: str, options: dict[str, str], user: str = "") -> list[str]:
+    async def receive(self, sr: str, options: dict[str, str], user: str = "", session: str = "") -> list[str]:
         """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not
-        name; NULL: every disk must be named. HandleInvalid, SrNotAttached."""
+        name; NULL: every disk must be named. `session`: with which the host's keeper is asked. HandleInvalid,
+        SrNotAttached."""
         check_options(options, OPTIONS - {"copy"}, self._host.config.test_options)
         if sr != NULL:
             self._host.toolstack.sr(sr)
@@ -96,6 +97,7 @@ class Engine:
             sr=sr,
             digest=capability.digest.hex(),
             options=options,
+            session=session,
         )
         receiving = self._incoming[incoming.digest] = Receiving(incoming, self._receives, self._forget_incoming)
         receiving.offer()
@@ -236,6 +238,10 @@ class Engine:
             | {disk.vdi_uuid for one in sendings for disk in one.disks},
             copies={disk.copy for one in sendings for disk in one.disks},
         )
+
+    def receives(self, migration: str) -> bool:
+        """Whether this incoming migration is under way, or not yet acknowledged."""
+        return any(incoming.migration.id == migration for incoming in self._incoming.values())
 
     # -- IOffers ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ..store.interfaces import IRecords
 from .claims import Claims
 from .interfaces import IPeer
 from .journal import IJournals
+from .keeping import Keeper
 from .stops import nowhere
 from .story import Story
 
@@ -94,6 +95,8 @@ class Host:
     free_memory: Callable[[], int]
     stories: Path | None = None
     claims: Claims = attrs.field(init=False)
+    keeper: Keeper | None = None
+    """Whose the VMs are that are received here; None: this host's own."""
     later: Callable[[Awaitable[None]], None] = lambda work: None
     """Lets a piece of work go on after its migration has ended (acknowledgements)."""
     at: Callable[[str, str], None] = nowhere

@@ -73,6 +73,10 @@ class Incoming:
     sr: str
     digest: str
     options: dict[str, str]
+    session: str = attrs.field(default="", repr=False)
+    """With which the host's keeper (keeping.py) is asked; "" after a restart: the keeper has it."""
+    networks: list[str] | None = None
+    """Those that its VIFs may be on; None: all that have records here."""
     document: str = ""
     """Digest of the metadata (2.1); "" before it has come."""
     task: TaskHandle | None = None

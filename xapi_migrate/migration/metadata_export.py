@@ -36,30 +36,58 @@ def export_vm(
     after them). Its CD drives go empty. The maps hold only what was mapped explicitly. With `copy_ref` it is that of
     another VM which is like this one: its ref is that, its uuid and its MAC addresses are new."""
     record = records.get("VM", vm)
-    objects: list[tuple[str, str, Record]] = [("VM", vm, _another(record) if copy_ref else record)]
+    if copy_ref:
+        record = _another(record)
+    objects, ids = export_objects(records, vm, record, disks, vdi_to_sr, vif_to_network, fresh_macs=bool(copy_ref))
+    about = {
+        **migration,
+        "protocol": PROTOCOL_VERSION,
+        "vm_ref": copy_ref or vm,
+        "disks": [ids[vbd] for vbd in disks],
+    }
+    return write_value({"version": version(), "objects": objects, "migration": about})
+
+
+def version() -> dict[str, Any]:
+    """The member `version` of a document."""
+    return {**VERSION, **EXPORT_FORM, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+
+
+def export_objects(
+    records: IRecords,
+    vm: str,
+    record: Record,
+    disks: list[str],
+    vdi_to: dict[str, str],
+    vif_to: dict[str, str],
+    fresh_macs: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The member `objects`, and the id of each ref in it. `record` stands for the VM's own; `vdi_to` and `vif_to` are
+    what disks and VIFs are mapped to."""
+    objects: list[tuple[str, str, Record]] = [("VM", vm, record)]
     srs: list[str] = []
     networks: list[str] = []
     objects += [("VBD", vbd, records.get("VBD", vbd)) for vbd in disks]
     for ref in records.get("VM", vm)["VBDs"]:
-        record = records.get("VBD", ref)
-        if record["type"] == "CD":
-            objects.append(("VBD", ref, {**record, "VDI": NULL, "empty": True}))
+        drive = records.get("VBD", ref)
+        if drive["type"] == "CD":
+            objects.append(("VBD", ref, {**drive, "VDI": NULL, "empty": True}))
     for vif in records.get("VM", vm)["VIFs"]:
-        record = _with_map(records.get("VIF", vif), vif_to_network.get(vif))
-        if copy_ref:
-            record = {**record, "MAC": new_mac()}
-        objects.append(("VIF", vif, record))
-        if record["network"] not in [NULL, *networks]:
-            networks.append(record["network"])
+        nic = _with_map(records.get("VIF", vif), vif_to.get(vif))
+        if fresh_macs:
+            nic = {**nic, "MAC": new_mac()}
+        objects.append(("VIF", vif, nic))
+        if nic["network"] not in [NULL, *networks]:
+            networks.append(nic["network"])
     objects += [("network", ref, records.get("network", ref)) for ref in networks]
     images = [records.get("VBD", vbd)["VDI"] for vbd in disks]
-    if records.get("VM", vm)["power_state"] == "Suspended":
-        images.append(records.get("VM", vm)["suspend_VDI"])
+    if record["power_state"] == "Suspended":
+        images.append(record["suspend_VDI"])
     for vdi in images:
-        record = records.get("VDI", vdi)
-        objects.append(("VDI", vdi, _with_map(record, vdi_to_sr.get(vdi))))
-        if record["SR"] not in srs:
-            srs.append(record["SR"])
+        image = records.get("VDI", vdi)
+        objects.append(("VDI", vdi, _with_map(image, vdi_to.get(vdi))))
+        if image["SR"] not in srs:
+            srs.append(image["SR"])
     objects += [("SR", ref, records.get("SR", ref)) for ref in srs]
     ids = {ref: f"Ref:{number}" for number, (_, ref, _) in enumerate(objects)}
     exported = [
@@ -74,14 +102,7 @@ def export_vm(
         }
         for cls, ref, record in objects
     ]
-    about = {
-        **migration,
-        "protocol": PROTOCOL_VERSION,
-        "vm_ref": copy_ref or vm,
-        "disks": [ids[vbd] for vbd in disks],
-    }
-    version = {**VERSION, **EXPORT_FORM, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-    return write_value({"version": version, "objects": exported, "migration": about})
+    return exported, ids
 
 
 def _another(vm: Record) -> Record:

@@ -33,11 +33,19 @@ async def prepare(migration: Incoming) -> None:
     assert migration.vm is not None
     migration.story.step(Step.PUT_METADATA, f"metadata of VM {migration.vm.uuid}, {migration.vm.power_state}")
     in_pool = await within_pool.recognise(migration)
-    await _check_host(migration, in_pool)
+    keeper = migration.host.keeper
+    _check_not_coming(migration)
+    if keeper is None:
+        await _check_host(migration, in_pool)
+    else:
+        await keeper.look(migration)
     plan = migration.plan = _plan(migration, in_pool)
     migration.claim()
     _check_memory(migration)
     await _check_space(migration)
+    if keeper is not None:
+        await keeper.make_disks(migration)
+        migration.claim()  # by the uuids that they have now
     task = migration.task.ref if migration.task else ""
     await migration.journal.record(
         Mark.BEGUN, digest=migration.digest, task=task, plan=plan.to_json(), document=migration.document
@@ -49,6 +57,8 @@ async def prepare(migration: Incoming) -> None:
     for disk in plan.disks:
         if not disk.found:
             await migration.sr_of(disk).vdi_create(disk.vdi_uuid, disk.size)
+    if keeper is not None:
+        await keeper.rehearse(migration)
     # From here on a restarted daemon goes on, so it has to find all of this.
     await migration.host.records.flush()
     await migration.journal.record(Mark.PREPARED)
@@ -100,15 +110,20 @@ def _offered(migration: Incoming, disk: IncomingDisk) -> bool:
     return any(e.mark is Mark.OFFERED and e.data["disk"] == disk.number for e in migration.journal.entries)
 
 
+def _check_not_coming(migration: Incoming) -> None:
+    vm, host = migration.vm, migration.host
+    assert vm is not None
+    for ref in host.records.refs("VM"):
+        other = host.records.get("VM", ref)
+        if other.get("_incoming_uuid") == vm.uuid and other.get("_receiver", host.ref) == host.ref:
+            raise ImportError_(f"the VM {vm.uuid} is being received on this host already")
+
+
 async def _check_host(migration: Incoming, in_pool: bool) -> None:
     vm, host = migration.vm, migration.host
     assert vm is not None
     for ref in [] if in_pool else host.records.find("VM", uuid=vm.uuid):
         raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already ({ref})")
-    for ref in host.records.refs("VM"):
-        other = host.records.get("VM", ref)
-        if other.get("_incoming_uuid") == vm.uuid and other.get("_receiver", host.ref) == host.ref:
-            raise ImportError_(f"the VM {vm.uuid} is being received on this host already")
     for nic in vm.nics:
         host.toolstack.check_network(_network(migration, nic))
     if vm.protocol != PROTOCOL_VERSION:
@@ -296,10 +311,11 @@ def _create_records(migration: Incoming) -> None:
 def _network(migration: Incoming, nic: metadata_import.IncomingNic) -> str:
     """The mapped network, else one of the same name, else the first of this host."""
     records = migration.host.records
-    if nic.maps_to and nic.maps_to in records.refs("network"):
+    known = records.refs("network") if migration.networks is None else migration.networks
+    if nic.maps_to and nic.maps_to in known:
         return nic.maps_to
-    named = records.find("network", name_label=nic.network_label)
-    return next(iter([*named, *records.refs("network")]), NULL)
+    named = [ref for ref in records.find("network", name_label=nic.network_label) if ref in known]
+    return next(iter([*named, *known]), NULL)
 
 
 async def offer_disk(migration: Incoming, disk: IncomingDisk, address: str) -> DiskOffer:

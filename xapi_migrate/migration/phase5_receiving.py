@@ -25,6 +25,8 @@ async def activate(migration: Incoming) -> None:
     # The hidden VM's records must be found again by whoever completes this after a crash.
     await together(migration.host.records.flush(), *(_activate(migration, disk) for disk in migration.plan.disks))
     await check_domain(migration)
+    if migration.host.keeper is not None:
+        await migration.host.keeper.take_over(migration)
 
 
 async def check_domain(migration: Incoming) -> None:
@@ -50,6 +52,9 @@ async def complete(migration: Incoming) -> None:
     takes its final identity and shows itself. Repeatable, from any point."""
     plan, host = migration.plan, migration.host
     assert plan is not None
+    if host.keeper is not None:
+        await host.keeper.complete(migration)
+        return
     vm = _hidden_ref(migration, plan)
     if not vm:
         migration.story.note(f"VM {plan.final_uuid} was completed before: it is its owner's since")
@@ -185,3 +190,5 @@ async def clean_up(migration: Incoming) -> None:
             records.destroy("VDI", disk.vdi)
     records.destroy("VM", plan.vm)
     await records.flush()
+    if migration.host.keeper is not None:
+        await attempt(migration.story, "undo what the toolstack has made", migration.host.keeper.undo(migration))

@@ -50,7 +50,16 @@ class UpstreamClient:
     ) -> bytes:
         """What a call is answered, unread. UpstreamSilent, also for another status than 200. `seconds` None: for as
         long as it takes."""
-        request = exchange.post(self._address.netloc, path, content_type, body)
+        request = exchange.request(b"POST", self._address.netloc, path, content_type, body)
+        return await self._ask(request, repeatable, seconds)
+
+    async def put(self, path: bytes, body: bytes, cookie: str, seconds: float = SECONDS) -> None:
+        """PUT of a stream of the upstream's, until its answer ends; `cookie` says whose session it is. UpstreamSilent,
+        also for another status than 200."""
+        request = exchange.request(b"PUT", self._address.netloc, path, b"application/octet-stream", body, cookie)
+        await self._ask(request, False, seconds)
+
+    async def _ask(self, request: bytes, repeatable: bool, seconds: float | None) -> bytes:
         asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable))
         if seconds is not None:
             asked.addTimeout(seconds, self._clock)

@@ -117,13 +117,17 @@ def _once(pool: Pool, connection: Connection, request: bytes, limit: int) -> def
     return exchange.done
 
 
-def post(netloc: str, path: bytes, content_type: bytes, body: bytes) -> bytes:
-    """A request's bytes."""
+def request(method: bytes, netloc: str, path: bytes, content_type: bytes, body: bytes, cookie: str = "") -> bytes:
+    """A request's bytes. ValueError for a `cookie` that would be more than one header."""
     lines: list[bytes] = [
-        b"POST " + path + b" HTTP/1.1",
+        method + b" " + path + b" HTTP/1.1",
         b"Host: " + netloc.encode(),
         b"User-Agent: xapi_migrate",
         b"Content-Type: " + content_type,
         b"Content-Length: %d" % len(body),
     ]
+    if cookie:
+        if not cookie.isprintable() or not cookie.isascii():
+            raise ValueError("a cookie is one line of plain text")
+        lines.append(b"Cookie: " + cookie.encode())
     return b"\r\n".join([*lines, b"", b""]) + body

@@ -7,8 +7,6 @@ with the session that may undo it.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -17,8 +15,8 @@ import attrs
 from twisted.logger import Logger
 
 from ..errors import MigrateError, RemoteError
-from ..processes.in_thread import in_thread
 from .client import UpstreamClient
+from .notes import Notes
 
 OURS = "xapi_migrate:"
 """What our reasons in blocked_operations begin with."""
@@ -63,21 +61,10 @@ class Leases:
 
     def __init__(self, client: UpstreamClient, folder: Path) -> None:
         self._client = client
-        self._folder = folder
-        self.known: dict[str, Lease] = {}
-
-    async def load(self) -> None:
-        """What an earlier daemon left. OSError."""
-        await in_thread(self._folder.mkdir, parents=True, exist_ok=True, mode=0o700)
-        for text in await in_thread(lambda: [path.read_text() for path in self._folder.glob("*.json")]):
-            try:
-                lease = Lease(**json.loads(text))
-            except (ValueError, TypeError):
-                log.error(
-                    "A file in {folder} cannot be read: a VM of the toolstack may stay locked", folder=self._folder
-                )
-                continue
-            self.known[lease.id] = lease
+        self._notes = Notes(folder, Lease)
+        self.known = self._notes.known
+        self.load = self._notes.load
+        self.save = self._notes.save
 
     async def take(self, vm: str, uuid: str, session: str, vdis: list[str]) -> Lease:
         """Lock the VM. RemoteError, and then it is not locked."""
@@ -90,11 +77,6 @@ class Leases:
             await self.settle(lease)
             raise
         return lease
-
-    async def save(self, lease: Lease) -> None:
-        """It is on disk when this fires. OSError."""
-        self.known[lease.id] = lease
-        await in_thread(_write, self._folder / f"{lease.id}.json", json.dumps(attrs.asdict(lease)))
 
     async def settle(self, lease: Lease, session: str = "") -> bool:
         """`undo`; False: it could not be done yet. Never anything for a VM that is moving."""
@@ -116,8 +98,7 @@ class Leases:
             await self._remove(lease, session)
         else:
             await self._unblock(lease, session, ("destroy",) if lease.state == KEPT else BLOCKED)
-        self.known.pop(lease.id, None)
-        await in_thread((self._folder / f"{lease.id}.json").unlink, missing_ok=True)
+        await self._notes.forget(lease)
 
     async def _remove(self, lease: Lease, session: str) -> None:
         blocked = await self._blocked(lease, session)
@@ -162,17 +143,3 @@ class Leases:
         for lease in list(self.known.values()):
             if not but(lease):
                 await self.settle(lease, session)
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(".new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -8,8 +8,8 @@ from typing import Any
 from twisted.logger import Logger
 from zope.interface import directlyProvides
 
-from ..errors import OperationNotAllowed
-from ..sm.interfaces import ISR, SRConfig
+from ..errors import OperationNotAllowed, SrBackendFailure
+from ..sm.interfaces import ISR, SRConfig, VDIInfo
 
 SR_MOUNT = "/run/sr-mount"
 _FILE_TYPES = frozenset({"ext", "nfs", "xfs", "smb", "cephfs", "glusterfs"})
@@ -19,11 +19,23 @@ log = Logger()
 
 
 class LentSR:
-    """An ISR whose VDIs are the upstream's: it alone destroys them, so that its records and its storage stay one."""
+    """An ISR whose VDIs are the upstream's: it alone makes and destroys them, so that its records and its storage stay
+    one."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         directlyProvides(self, ISR)
+
+    async def vdi_create(self, uuid: str, virtual_size: int) -> VDIInfo:
+        """The upstream has made it: here it is only looked for. SrBackendFailure if it is not there or too small, so
+        that what the upstream calls this SR is not what is attached here."""
+        for info in await self._inner.scan():
+            if info.uuid == uuid and info.virtual_size >= virtual_size:
+                found: VDIInfo = info
+                return found
+        raise SrBackendFailure(
+            "VDI.create", f"the toolstack has created VDI {uuid}, but it is not found in SR {self._inner.uuid} here"
+        )
 
     async def vdi_destroy(self, uuid: str) -> None:
         """Nothing: the upstream's VDI.destroy follows."""

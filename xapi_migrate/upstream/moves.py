@@ -1,4 +1,4 @@
-"""VM.receive and VM.migrate of the upstream's VMs."""
+"""VM.migrate of the upstream's VMs."""
 
 from __future__ import annotations
 
@@ -97,13 +97,6 @@ class UpstreamMoves:
             work.cancel()
 
     # -- calls -----------------------------------------------------------------------------------
-
-    async def VM_receive(self, call: CallContext, sr: str, options: dict[str, str]) -> list[str]:
-        record = await record_of(self._client, call.session, "SR", sr)
-        raise OperationNotAllowed(
-            f"The SR {record.get('name_label')!s:.100} belongs to the toolstack beside which this server works. VMs "
-            "can be sent from there; received into it they cannot be."
-        )
 
     async def VM_migrate(
         self, call: CallContext, vm: str, uris: list[str], vdi_sr_map: dict[str, str], options: dict[str, str]

@@ -64,6 +64,14 @@ async def read_vm(client: UpstreamClient, session: str, vm: str) -> Seen:
     return Seen(vm, record, vbds, vdis, srs, pbds, vifs, networks)
 
 
+async def sr_here(client: UpstreamClient, session: str, sr: str) -> tuple[Raw, Raw]:
+    """The records of an SR and of the PBD by which this host has it. RemoteError, SrNotAttached,
+    OperationNotAllowed."""
+    record = await record_of(client, session, "SR", sr)
+    host = await client.call("session.get_this_host", session, session)
+    return record, await _pbd_here(client, session, record, sr, host)
+
+
 def check(vm: str, record: Raw) -> None:
     """VmIsTemplate, VmIsSnapshot, OperationNotAllowed, OtherOperationInProgress, OperationBlocked, VmBadPowerState."""
     if record.get("is_a_snapshot"):

@@ -26,6 +26,32 @@ class UpstreamSilent(MigrateError):
 
 
 @catalogue
+class UpstreamRefuses(MigrateError):
+    """The toolstack of the receiving host has refused {what}: {words}"""
+
+    # Carried on with its own code and parameters.
+    status = 409
+    what: str
+    description: list[str]
+    words: str
+
+    def failure(self) -> list[str]:
+        return list(self.description)
+
+
+@catalogue
+class SessionOver(MigrateError):
+    """The session with which VM.receive was called at the receiving host has ended, and nothing can be done there
+    without it: call VM.receive again."""
+
+    code = "OPERATION_NOT_ALLOWED"
+    status = 409
+
+    def failure(self) -> list[str]:
+        return [self.code, str(self)]
+
+
+@catalogue
 class NotPermitted(MigrateError):
     """The user {user} may not do this: the toolstack's roles do not give the permission {permission}."""
 

@@ -40,7 +40,7 @@ class Shadows:
         """All records of the VM, its SRs attached. They are in the database when this fires."""
         self.drop(seen.vm, list(seen.vdis))
         for ref, sr in seen.srs.items():
-            await self._attach(ref, sr, seen.pbds[ref])
+            await self.attach(ref, sr, seen.pbds[ref])
         for ref, network in seen.networks.items():
             self._create("network", ref, network)
         blocked = seen.record.get("blocked_operations") or {}
@@ -54,7 +54,8 @@ class Shadows:
             self._create("VIF", ref, vif, VM=seen.vm, network=vif["network"])
         await self._records.flush()
 
-    async def _attach(self, ref: str, sr: Raw, pbd: Raw) -> None:
+    async def attach(self, ref: str, sr: Raw, pbd: Raw) -> None:
+        """An SR of the upstream's is used here too. OperationNotAllowed, SrBackendFailure."""
         kind, config = backend_of(sr, pbd.get("device_config") or {}, self._known)
         if not self._has("SR", ref):
             self._create("SR", ref, sr, type=kind)
@@ -63,6 +64,14 @@ class Shadows:
             self._records.update("PBD", mine[0], device_config=config)
         await self._storage.plug(mine[0] if mine else self._records.create(
             "PBD", host=self._host, SR=ref, device_config=config))  # fmt: skip
+
+    def networks(self, seen: Mapping[str, Raw]) -> None:
+        """These are networks of the upstream's."""
+        for ref, network in seen.items():
+            if self._has("network", ref):
+                self._records.update("network", ref, name_label=str(network.get("name_label", "")))
+            else:
+                self._create("network", ref, network)
 
     def _create(self, cls: str, ref: str, raw: Raw, **fields: Any) -> None:
         if not self._has(cls, ref):

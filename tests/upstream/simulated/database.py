@@ -2,126 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import re
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from .spelling import Count, Moment
+from .machines import Machines
+from .records import MODEL, NULL, Failure, converted, now
+from .spelling import Count
 
-MODEL = json.loads((Path(__file__).parents[3] / "xapi_migrate/xenapi/datamodel.json").read_text())["classes"]
-NULL = "OpaqueRef:NULL"
-EPOCH = Moment("19700101T00:00:00Z")
 READ_ONLY = "read-only"
-SR_MOUNT = Path("/run/sr-mount")
-"""Below it xapi mounts SRs of images."""
-RELATIONS = {
-    ("VBD", "VM"): ("VM", "VBDs"), ("VBD", "VDI"): ("VDI", "VBDs"), ("VIF", "VM"): ("VM", "VIFs"),
-    ("VIF", "network"): ("network", "VIFs"), ("VDI", "SR"): ("SR", "VDIs"), ("PBD", "SR"): ("SR", "PBDs"),
-    ("PBD", "host"): ("host", "PBDs"),
-}  # fmt: skip
-"""A reference, and the set at what it leads to."""
 VM_POWER_ADMIN = (
     "vm.start", "vm.destroy", "vm.migrate_send", "vm.assert_can_migrate", "vm.add_to_blocked_operations",
-    "vm.remove_from_blocked_operations", "vdi.destroy", "vdi.forget", "host.migrate_receive",
+    "vm.remove_from_blocked_operations", "vm.set_blocked_operations", "vm.set_is_a_template",
+    "vm.remove_from_other_config", "vdi.create", "vdi.destroy", "vdi.forget", "vdi.remove_from_other_config",
+    "host.migrate_receive", "http/put_import_metadata",
 )  # fmt: skip
 """Some of what this role may."""
 
 
-class Failure(Exception):
-    def __init__(self, *description: str) -> None:
-        super().__init__(*description)
-        self.description = list(description)
-
-
-def _default(type_: str, given: Any) -> Any:
-    if type_ == "datetime":
-        return Moment(given or EPOCH)
-    if type_ == "int":
-        return int(given or 0)
-    if type_ == "float":
-        return float(given or 0)
-    if type_ == "bool":
-        return bool(given)
-    if type_.endswith(" set"):
-        return list(given or [])
-    if type_.endswith(" map"):
-        return dict(given or {})
-    return given or (NULL if type_.endswith(" ref") else "")
-
-
-def _now() -> Moment:
-    return Moment(time.strftime("%Y%m%dT%H:%M:%SZ", time.gmtime()))
-
-
-class Database:
+class Database(Machines):
     """`users`: name -> (password, role)."""
 
     def __init__(self, users: dict[str, tuple[str, str]]) -> None:
+        super().__init__()
         self.users = users
-        self.changed = threading.Condition()
-        self.generation = 100
-        self.records: dict[str, dict[str, dict[str, Any]]] = {cls: {} for cls in MODEL}
-        self.log: list[tuple[int, str, str, str]] = []
         self.calls: list[str] = []
         self.registered: dict[str, tuple[set[str], int]] = {}
         self.stopping = False
         self.waiting = 0
         self.gate = threading.Event()
         """VM.clean_shutdown waits for it."""
-        self.host = self.create("host", name_label="simulated", address="127.0.0.1", enabled=True)
-        self.pool = self.create("pool", master=self.host)
-        self.network = self.create("network", name_label="Pool-wide network", bridge="xenbr0")
-
-    # -- records ---------------------------------------------------------------------------------
-
-    def create(self, cls: str, **fields: Any) -> str:
-        with self.changed:
-            ref = f"OpaqueRef:{uuid.uuid4()}"
-            record = {name: _default(type_, given) for name, type_, _, given in MODEL[cls]["fields"]}
-            self.records[cls][ref] = {**record, "uuid": str(uuid.uuid4()), **fields}
-            self._note(cls, ref, "add")
-            for other, field, known in self._related(cls, ref):
-                known.append(ref)
-                self._note(other, field, "mod")
-            return ref
-
-    def _related(self, cls: str, ref: str) -> list[tuple[str, str, list[str]]]:
-        """Class and reference of what has this one in a set, and the set."""
-        found = []
-        for (of, name), (other, many) in RELATIONS.items():
-            target = self.records[cls][ref].get(name)
-            if of == cls and target in self.records[other]:
-                found.append((other, target, self.records[other][target][many]))
-        return found
-
-    def update(self, cls: str, ref: str, **fields: Any) -> None:
-        with self.changed:
-            self.find(cls, ref).update(fields)
-            self._note(cls, ref, "mod")
-
-    def destroy(self, cls: str, ref: str) -> None:
-        with self.changed:
-            self.find(cls, ref)
-            for other, target, known in self._related(cls, ref):
-                if ref in known:
-                    known.remove(ref)
-                    self._note(other, target, "mod")
-            del self.records[cls][ref]
-            self._note(cls, ref, "del")
-
-    def find(self, cls: str, ref: str) -> dict[str, Any]:
-        if ref not in self.records[cls]:
-            raise Failure("HANDLE_INVALID", cls, ref)
-        return self.records[cls][ref]
-
-    def _note(self, cls: str, ref: str, operation: str) -> None:
-        self.generation += 1
-        self.log.append((self.generation, cls, ref, operation))
-        self.changed.notify_all()
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -166,10 +78,11 @@ class Database:
         found: dict[str, Callable[..., Any]] = {
             "get_all": lambda: list(table),
             "get_all_records": lambda: {ref: dict(record) for ref, record in table.items()},
+            "get_all_records_where": lambda wanted: self._where(cls, wanted),
             "get_record": lambda ref: dict(self.find(cls, ref)),
             "get_by_uuid": lambda wanted: self._by_uuid(cls, wanted),
             "get_by_name_label": lambda wanted: [r for r, one in table.items() if one["name_label"] == wanted],
-            "create": lambda fields: self.create(cls, **_converted(cls, fields)),
+            "create": lambda fields: self.create(cls, **converted(cls, fields)),
             "destroy": lambda ref: self.destroy(cls, ref),
         }
         if name in found:
@@ -185,6 +98,13 @@ class Database:
             if record["uuid"] == wanted:
                 return ref
         raise Failure("UUID_INVALID", cls, wanted)
+
+    def _where(self, cls: str, wanted: str) -> dict[str, dict[str, Any]]:
+        """Of the language of such expressions, one comparison."""
+        matched = re.fullmatch(r'\s*field\s*"(\w+)"\s*=\s*"([^"]*)"\s*', wanted)
+        if matched is None:
+            raise Failure("INVALID_VALUE", wanted, "it cannot be read")
+        return {ref: dict(one) for ref, one in self.records[cls].items() if one[matched[1]] == matched[2]}
 
     def _field(self, prefix: str, cls: str, ref: str, field: str, *values: Any) -> Any:
         known = self.find(cls, ref)[field]
@@ -210,7 +130,7 @@ class Database:
         permissions = [] if role == READ_ONLY else list(VM_POWER_ADMIN)
         return self.create(
             "session", auth_user_name=name, is_local_superuser=role == "root", rbac_permissions=permissions,
-            this_host=self.host, last_active=_now(),
+            this_host=self.host, last_active=now(),
         )  # fmt: skip
 
     def session_get_this_host(self, session: str, ref: str) -> str:
@@ -239,18 +159,30 @@ class Database:
             try:
                 result = run(*params)
                 shown = "<value></value>" if result is None else f"<value>{result}</value>"
-                self.update("task", task, status="success", progress=1.0, finished=_now(), result=shown)
+                self.update("task", task, status="success", progress=1.0, finished=now(), result=shown)
             except Failure as failure:
-                self.update("task", task, status="failure", finished=_now(), error_info=failure.description)
+                self.update("task", task, status="failure", finished=now(), error_info=failure.description)
 
         threading.Thread(target=work, daemon=True).start()
         return task
 
     def task_create(self, label: str, description: str) -> str:
         return self.create(
-            "task", name_label=label, name_description=description, status="pending", created=_now(), type="<none/>",
+            "task", name_label=label, name_description=description, status="pending", created=now(), type="<none/>",
             resident_on=self.host, backtrace="()",
         )  # fmt: skip
+
+    def run_import(self, archive: bytes, session: str, task: str, restore: bool, dry_run: bool) -> None:
+        """What becomes of it, the task says."""
+        try:
+            self._permit(self.session(session), "http/put_import_metadata")
+            vms = self.import_metadata(archive, task, restore, dry_run)
+            shown = "".join(f"<value>{vm}</value>" for vm in vms)
+            result = f"<value><array><data>{shown}</data></array></value>"
+            self.update("task", task, status="success", progress=1.0, finished=now(), result=result)
+        except Exception as wrong:
+            words = wrong.description if isinstance(wrong, Failure) else ["INTERNAL_ERROR", repr(wrong)]
+            self.update("task", task, status="failure", finished=now(), error_info=words)
 
     def task_cancel(self, ref: str) -> None:
         self.find("task", ref)
@@ -258,20 +190,10 @@ class Database:
 
     # -- VMs -------------------------------------------------------------------------------------
 
-    def VM_start(self, vm: str, paused: bool, force: bool) -> None:
-        self.update("VM", vm, power_state="Running", resident_on=self.host)
-
     def VM_clean_shutdown(self, vm: str) -> None:
         self.find("VM", vm)
         self.gate.wait(60)
         self.update("VM", vm, power_state="Halted", resident_on=NULL)
-
-    def VM_destroy(self, vm: str) -> None:
-        with self.changed:
-            for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs")):
-                for ref in list(self.find("VM", vm)[field]):
-                    self.destroy(cls, ref)
-            self.destroy("VM", vm)
 
     def VM_assert_can_migrate(self, vm: str, dest: dict[str, str], *more: Any) -> None:
         self.find("VM", vm)
@@ -281,15 +203,6 @@ class Database:
         raise Failure("VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED")
 
     # -- VDIs ------------------------------------------------------------------------------------
-
-    def VDI_destroy(self, vdi: str) -> None:
-        with self.changed:
-            record = self.find("VDI", vdi)
-            if any(self.find("VBD", vbd)["currently_attached"] for vbd in record["VBDs"]):
-                raise Failure("VDI_IN_USE", vdi, "destroy")
-            sr = self.find("SR", record["SR"])
-            (SR_MOUNT / sr["uuid"] / f"{record['uuid']}.vhd").unlink(missing_ok=True)
-            self.destroy("VDI", vdi)
 
     def VDI_forget(self, vdi: str) -> None:
         self.destroy("VDI", vdi)
@@ -380,9 +293,3 @@ class Database:
                 event["snapshot"] = dict(self.records[cls][ref])
             events.append(event)
         return events
-
-
-def _converted(cls: str, fields: dict[str, Any]) -> dict[str, Any]:
-    types = {name: type_ for name, type_, _, _ in MODEL[cls]["fields"]}
-    known = {name: one for name, one in fields.items() if name in types and name != "uuid"}
-    return {name: int(one) if types[name] == "int" else one for name, one in known.items()}

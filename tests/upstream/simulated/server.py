@@ -8,12 +8,14 @@ import socketserver
 import ssl
 import threading
 from collections.abc import Callable
+from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from .database import Database, Failure
+from .database import Database
+from .records import Failure
 from .spelling import JsonCall, XmlCall
 
 BLOCK = bytes(range(256)) * 256
@@ -115,6 +117,9 @@ class _Request(BaseHTTPRequestHandler):
             self.connection.sendall(b"0\r\n\r\n")
 
     def do_PUT(self) -> None:
+        if urlsplit(self.path).path == "/import_metadata":
+            self._import_metadata()
+            return
         digest, size = hashlib.sha256(), 0
         for piece in self._pieces():
             digest.update(piece)
@@ -122,6 +127,28 @@ class _Request(BaseHTTPRequestHandler):
             self.server.received += len(piece)
             self.server.slow.wait(30)
         self._answer(f"{size} {digest.hexdigest()}".encode(), "text/plain")
+
+    def _import_metadata(self) -> None:
+        """200 comes before the body is read; nothing of the answer says how it went."""
+        wish = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        wish |= {name: one.value for name, one in SimpleCookie(self.headers.get("cookie", "")).items()}
+        database = self.server.database
+        if wish.get("session_id") not in database.records["session"]:
+            self._answer(b"<html><body>401</body></html>", "text/html", 401)
+            return
+        self.close_connection = True
+        task = wish.get("task_id") or database.task_create("VM.metadata_import", "")
+        self.send_response(200)
+        self.send_header("content-type", "application/octet-stream")
+        self.send_header("connection", "close")
+        self.send_header("task-id", task)
+        self.end_headers()
+        self.wfile.flush()
+        archive = b"".join(self._pieces())
+        self.server.before_import()
+        database.run_import(
+            archive, wish["session_id"], task, wish.get("restore") == "true", wish.get("dry_run") == "true"
+        )
 
     def _pieces(self) -> Any:
         if self.headers.get("transfer-encoding") == "chunked":
@@ -163,6 +190,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.bodies: list[bytes] = []
         self.spoil: bytes | None = None
         self.sent = self.received = 0
+        self.before_import: Callable[[], None] = lambda: None
         self.slow = threading.Event()
         self.slow.set()
         super().__init__(address, _Request)
@@ -185,6 +213,8 @@ class SimulatedXapi:
         self._path = path
         self._tls = tls
         self.port = 0
+        self._dying = threading.Thread(target=lambda: None)
+        self._dying.start()
         self.server: _Server
 
     def __enter__(self) -> SimulatedXapi:
@@ -201,6 +231,7 @@ class SimulatedXapi:
 
     def start(self) -> None:
         self.database.stopping = False
+        self._dying.join(10)
         address: Any = str(self._path) if self._path else ("127.0.0.1", self.port)
         self.server = _Server(self.database, address, self._path is not None)
         if self._path is None:
@@ -212,6 +243,18 @@ class SimulatedXapi:
         run: Callable[[], None] = self.server.serve_forever
         self._thread = threading.Thread(target=run, args=(0.05,), daemon=True)  # type: ignore[call-arg]
         self._thread.start()
+
+    def die(self) -> None:
+        """All connections end, and nobody listens; nothing is waited for. `start` it again before `stop`."""
+        server = self.server
+        server.socket.close()
+        for connection in list(server.connections):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self._dying = threading.Thread(target=server.shutdown, daemon=True)
+        self._dying.start()
 
     def stop(self) -> None:
         """All connections end."""

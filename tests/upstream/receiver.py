@@ -1,0 +1,179 @@
+"""A host that receives beside a simulated xapi, and one on its own that sends to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import XenAPI
+from twisted.internet import defer, threads
+
+from tests.upstream.beside import Beside, Kept
+from tests.upstream.overlaid import USERS
+from tests.upstream.simulated.database import Database
+from tests.upstream.simulated.server import SimulatedXapi
+from tests.upstream.toolstacks import SimulatedToolstack
+from tests.xenapi.two_servers import Server, one_server, until
+from xapi_migrate.migration.journal import Mark
+from xapi_migrate.testing.fake_sm import FakeLuns
+from xapi_migrate.testing.memory_journals import Crash, MemoryJournal
+
+MAC_SEED = "8f1d3b1c-0000-4000-8000-000000000001"
+MARKS = ("xapi_migrate_arrival", "HideFromXenCenter")
+
+
+@attrs.define
+class Xapi:
+    """The upstream, with one SR in memory: `memory`."""
+
+    running: SimulatedXapi
+    toolstack: SimulatedToolstack
+    sr: str
+
+    @property
+    def memory(self) -> dict[str, bytearray]:
+        [sr] = self.toolstack.disks.values()
+        return sr.storage.disks
+
+    @property
+    def database(self) -> Database:
+        return self.running.database
+
+    def cut(self) -> None:
+        """It dies with all its connections; from any thread."""
+        self.running.die()
+
+    async def comes_back(self) -> None:
+        await threads.deferToThread(self.running.start)
+
+    def records(self, cls: str) -> dict[str, dict[str, Any]]:
+        return self.database.records[cls]
+
+
+@attrs.define
+class World:
+    """`vm` of the sender's: Halted, with two disks and a VIF."""
+
+    xapi: Xapi
+    sender: Server
+    kept: Kept
+    vm: str
+    uuid: str
+
+    until = staticmethod(until)
+
+    def offer(self, here: Beside, user: str = "admin") -> defer.Deferred[list[str]]:
+        """VM.receive into the upstream's SR; the session goes on."""
+        return threads.deferToThread(lambda: list(session_of(here, user).xenapi.VM.receive(self.xapi.sr, {})))
+
+    async def migrate(self, uris: list[str]) -> str:
+        """VM.migrate at the sender; its task."""
+        vm = self.vm
+        return str(await self.sender.client(lambda x: x.Async.VM.migrate(vm, uris, {}, {})))
+
+    def task(self, ref: str) -> dict[str, Any]:
+        return dict(self.sender.records.get("task", ref))
+
+    async def over(self, ref: str) -> str:
+        await self.until(lambda: self.task(ref)["status"] != "pending", "the migration does not end")
+        return str(self.task(ref)["status"])
+
+    def arrived(self) -> dict[str, Any]:
+        """The VM at the upstream: it is there once, whole, and its owner's."""
+        [vm] = self.xapi.records("VM").values()
+        assert (vm["uuid"], vm["power_state"], vm["is_a_template"]) == (self.uuid, "Halted", False)
+        assert vm["current_operations"] == {}
+        vdis = [self.xapi.records("VBD")[vbd]["VDI"] for vbd in vm["VBDs"]]
+        records = [self.xapi.records("VDI")[vdi] for vdi in vdis]
+        assert set(self.xapi.records("VDI")) == set(vdis)
+        assert [bytes(self.xapi.memory[one["uuid"]][:5]) for one in records] == [b"disk0", b"disk1"]
+        assert not any(key in one["other_config"] for one in [vm, *records] for key in MARKS)
+        return vm
+
+    def locked_if_there(self, over: bool = False) -> None:
+        """The upstream does not start it, unless it is `over`."""
+        for vm in [] if over else self.xapi.records("VM").values():
+            assert vm["is_a_template"] or "start" in vm["blocked_operations"]
+        assert self.xapi.database.starts == []
+
+    def at_one(self) -> None:
+        """One side has it, and nothing of it is at the other."""
+        if self.vm in self.sender.records.refs("VM"):
+            self.stayed()
+            self.nothing_there()
+        else:
+            self.arrived()
+
+    def at(self, here: Beside, method: str, number: int, act: Callable[[], None]) -> None:
+        """Before so manieth call of this method by the host beside the upstream."""
+        client = here.client
+        call, seen = client.call, []
+
+        async def watched(name: str, *params: Any, **options: Any) -> Any:
+            if name == method:
+                seen.append(name)
+                if len(seen) == number:
+                    act()
+            return await call(name, *params, **options)
+
+        client.call = watched  # type: ignore[method-assign]
+
+    def nothing_there(self) -> None:
+        """At the upstream."""
+        assert self.xapi.records("VM") == {} and self.xapi.records("VBD") == {}
+        assert self.xapi.records("VDI") == {} and self.xapi.memory == {}
+
+    def stayed(self) -> None:
+        """The sender has it, and can start it."""
+        record = self.sender.records.get("VM", self.vm)
+        assert (record["uuid"], record["power_state"]) == (self.uuid, "Halted")
+        assert record["current_operations"] == {}
+
+    async def nothing_here(self, here: Beside) -> None:
+        """Beside the upstream, soon."""
+        await self.until(lambda: not here.arrivals.known, "what was made at the upstream is still remembered")
+        await self.until(lambda: not self.kept.journals.all, "there is still a journal")
+        assert list((self.kept.folder / "arrivals").iterdir()) == []
+        for cls in ("VM", "VBD", "VDI", "VIF"):
+            assert here.records.refs(cls) == [], cls
+
+
+def session_of(here: Beside, user: str = "admin") -> Any:
+    session = XenAPI.Session(here.overlaid.url)
+    session.xenapi.login_with_password(user, USERS[user][0], "2.20", "tests")
+    return session
+
+
+def crash_at(kept: Kept, here: Callable[[], Beside], mark: Mark, when: str) -> list[Mark]:
+    """Let the daemon beside the upstream die once, `before` or `after` it writes `mark`; what is returned is not empty
+    from then on."""
+    crashed: list[Mark] = []
+
+    def hook(journal: MemoryJournal, written: Mark) -> None:
+        if written is mark and not crashed:
+            crashed.append(written)
+            here().die()
+            raise Crash
+
+    setattr(kept.journals, when, hook)
+    return crashed
+
+
+@asynccontextmanager
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    luns = FakeLuns()
+    with SimulatedXapi(USERS) as running:
+        toolstack = SimulatedToolstack(running)
+        xapi = Xapi(running, toolstack, await toolstack.new_sr())
+        async with one_server(tmp_path / "sender", "sender", luns) as sender:
+            vm = await sender.new_vm(await sender.new_sr(), running=False, disks=2)
+            record = sender.records.get("VM", vm)
+            sender.records.update("VM", vm, other_config={"mac_seed": MAC_SEED}, blocked_operations={"clone": "mine"})
+            [storage] = [one.storage for one in sender.disks.values()]
+            for number, vbd in enumerate(record["VBDs"]):
+                uuid = sender.records.get("VDI", sender.records.get("VBD", vbd)["VDI"])["uuid"]
+                storage.disks[uuid][:5] = b"disk%d" % number
+            yield World(xapi, sender, Kept(tmp_path / "beside", luns), vm, record["uuid"])

@@ -1,0 +1,275 @@
+"""A VM is received into an SR of a toolstack by the host beside it, and becomes the toolstack's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import XenAPI
+from twisted.internet import threads
+
+from tests.upstream.beside import Beside, beside
+from tests.upstream.receiver import MAC_SEED, World, crash_at, session_of, world
+from tests.upstream.simulated.records import Failure
+from xapi_migrate.migration.journal import Mark
+from xapi_migrate.upstream.lease import BLOCKED
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_halted_vm_becomes_the_toolstacks(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        [mac] = [w.sender.records.get("VIF", vif)["MAC"] for vif in w.sender.records.get("VM", w.vm)["VIFs"]]
+        seen: list[Any] = []
+
+        def look() -> None:
+            """While its metadata is imported."""
+            seen.append([(vm["is_a_template"], vm["current_operations"]) for vm in w.xapi.records("VM").values()])
+
+        w.xapi.running.server.before_import = look
+        task = await w.migrate(await w.offer(here))
+        assert await w.over(task) == "success", w.task(task)["error_info"]
+        vm = w.arrived()
+        assert seen == [[], []]  # a rehearsal leaves nothing
+        assert vm["blocked_operations"] == {"clone": "mine"} and vm["other_config"]["mac_seed"] == MAC_SEED
+        [vif] = [w.xapi.records("VIF")[ref] for ref in vm["VIFs"]]
+        assert (vif["MAC"], vif["network"]) == (mac, w.xapi.database.network)
+        assert {one["type"] for one in w.xapi.records("VDI").values()} == {"user"}
+        assert w.xapi.records("task") == {}
+        await w.nothing_here(here)
+        assert w.sender.records.refs("VM") == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("mark", [Mark.BEGUN, Mark.PREPARED, Mark.OFFERED, Mark.COMMITTED, Mark.ENDED])
+@pytest_twisted.ensureDeferred
+async def test_the_daemon_dies_at_a_journal_write(tmp_path: Path, mark: Mark, when: str) -> None:
+    """One host has the VM in the end, and at the other nothing of it is left; the upstream never starts it before."""
+    async with world(tmp_path) as w:
+        daemons: list[Beside] = []
+        crashed = crash_at(w.kept, lambda: daemons[-1], mark, when)
+        async with beside(w.xapi.toolstack, w.kept) as here:
+            daemons.append(here)
+            task = await w.migrate(await w.offer(here))
+            await w.until(lambda: crashed, "that write never came")
+            await w.until(lambda: here.engine._stopped)
+            w.locked_if_there(mark is Mark.ENDED)
+            port = here.overlaid.port
+        async with beside(w.xapi.toolstack, w.kept, port) as here:
+            await w.over(task)
+            await w.nothing_here(here)
+            w.at_one()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_answer_to_the_import_is_lost(tmp_path: Path) -> None:
+    """The upstream has the VM and the receiver does not know: it aborts, and the VM goes there."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        imports: list[int] = []
+
+        def cut() -> None:
+            imports.append(len(imports))
+            if len(imports) == 2:
+                w.xapi.cut()
+
+        w.xapi.running.server.before_import = cut
+        task = await w.migrate(uris)
+        assert await w.over(task) == "failure"
+        w.stayed()
+        await w.xapi.comes_back()
+        await here.arrivals.settle_all()
+        await w.nothing_here(here)
+        w.nothing_there()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_upstream_dies_before_the_import(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        w.at(here, "task.create", 2, w.xapi.cut)
+        task = await w.migrate(uris)
+        assert await w.over(task) == "failure"
+        w.stayed()
+        assert [one.state for one in here.arrivals.known.values()] == ["given up"]
+        await w.xapi.comes_back()
+        await here.arrivals.settle_all()
+        await w.nothing_here(here)
+        w.nothing_there()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_upstream_dies_after_commit(tmp_path: Path) -> None:
+    """The VM has moved; it stays locked until the upstream is back."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        w.kept.journals.after = lambda journal, mark: w.xapi.cut() if mark is Mark.COMMITTED else None
+        task = await w.migrate(uris)
+        assert await w.over(task) == "success"
+        assert w.sender.records.refs("VM") == []
+        w.locked_if_there()
+        assert [one.state for one in here.arrivals.known.values()] == ["arrived"]
+        await w.xapi.comes_back()
+        await here.arrivals.settle_all()
+        w.arrived()
+        await w.nothing_here(here)
+
+
+@pytest.mark.parametrize("moment", ["VM.receive", "2.1", "COMMIT"])
+@pytest_twisted.ensureDeferred
+async def test_the_session_ends(tmp_path: Path, moment: str) -> None:
+    """Before COMMIT that ends the migration, with a reason; after it the VM waits, locked. Whoever comes next with a
+    session of his own settles it."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+
+        def end() -> None:
+            w.xapi.records("session").clear()
+
+        if moment == "VM.receive":
+            end()
+        elif moment == "2.1":
+            w.kept.journals.after = lambda journal, mark: end() if mark is Mark.PREPARED else None
+        else:
+            w.kept.journals.after = lambda journal, mark: end() if mark is Mark.COMMITTED else None
+        task = await w.migrate(uris)
+        assert await w.over(task) == ("success" if moment == "COMMIT" else "failure")
+        if moment != "COMMIT":
+            w.stayed()
+            said = " ".join(w.task(task)["error_info"])
+            assert "session" in said and "call VM.receive again" in said
+            assert not any(one.session in said for one in here.arrivals.known.values())
+        w.locked_if_there()
+        assert len(here.arrivals.known) == (0 if moment == "VM.receive" else 1)
+        await w.offer(here)
+        await w.nothing_here(here)
+        if moment == "COMMIT":
+            w.arrived()
+        else:
+            w.nothing_there()
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_is_cancelled(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        w.sender.slow()
+        task = await w.migrate(await w.offer(here))
+        await w.until(lambda: here.records.refs("VDI"))
+        await w.sender.client(lambda x: x.task.cancel(task))
+        assert await w.over(task) == "cancelled"
+        w.stayed()
+        await w.nothing_here(here)
+        w.nothing_there()
+
+
+def _other_uuid(w: World) -> None:
+    w.xapi.database.create("VM", uuid=w.uuid, name_label="it is there already")
+
+
+def _same_seed(w: World) -> None:
+    w.xapi.database.create("VM", name_label="its twin", other_config={"mac_seed": MAC_SEED})
+
+
+def _full(w: World) -> None:
+    w.xapi.running.database.storages[w.xapi.sr] = Full()
+
+
+class Full:
+    def create(self, uuid: str, size: int) -> int:
+        raise Failure("SR_FULL", str(size), "0")
+
+    def destroy(self, uuid: str) -> None:
+        raise KeyError(uuid)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "word"),
+    [(_other_uuid, "at the toolstack of this host already"), (_same_seed, "DUPLICATE_MAC_SEED"), (_full, "SR_FULL")],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_the_upstream_refuses_is_told_at_once(
+    tmp_path: Path, prepare: Callable[[World], None], word: str
+) -> None:
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        prepare(w)
+        before = set(w.xapi.records("VM"))
+        task = await w.migrate(await w.offer(here))
+        assert await w.over(task) == "failure"
+        assert word in " ".join(w.task(task)["error_info"])
+        assert not [call for call in here.disks.popitem()[1].calls if call[0] == "vdi_get_url"]
+        w.stayed()
+        await w.nothing_here(here)
+        assert set(w.xapi.records("VM")) == before and w.xapi.memory == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_that_runs_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        await w.sender.client(lambda x: x.VM.start(w.vm, False, False))
+        task = await w.migrate(await w.offer(here))
+        assert await w.over(task) == "failure"
+        assert "only while they are Halted" in " ".join(w.task(task)["error_info"])
+        assert w.sender.records.get("VM", w.vm)["power_state"] == "Running"
+        assert not {"VDI.create", "task.create"} & set(w.xapi.database.calls)
+        await w.nothing_here(here)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_may_not_gets_no_offer(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        with pytest.raises(XenAPI.Failure, match="RBAC_PERMISSION_DENIED"):
+            await w.offer(here, "guest")
+        w.xapi.database.update("PBD", next(iter(w.xapi.records("PBD"))), currently_attached=False)
+        with pytest.raises(XenAPI.Failure, match="SR_NOT_ATTACHED"):
+            await w.offer(here)
+        with pytest.raises(XenAPI.Failure, match="HANDLE_INVALID"):
+            await threads.deferToThread(lambda: session_of(here).xenapi.VM.receive("OpaqueRef:none", {}))
+        assert here.engine._incoming == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_starts_it_before_it_is_decided(tmp_path: Path) -> None:
+    """It is at the upstream and COMMIT is not written yet."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        tried: list[str] = []
+
+        def try_it(journal: Any, mark: Mark) -> None:
+            if mark is Mark.COMMITTED:
+                [(ref, vm)] = w.xapi.records("VM").items()
+                assert vm["is_a_template"] and set(vm["blocked_operations"]) == set(BLOCKED)
+                assert vm["other_config"]["HideFromXenCenter"] == "true"
+                database, [session, *_] = w.xapi.database, w.xapi.records("session")
+                for attempt in (
+                    lambda: database.VM_start(ref, False, False),  # as if it were not locked
+                    lambda: database.call("VM.start", [session, ref, False, False], False),
+                    lambda: database.call("VM.destroy", [session, ref], False),
+                ):
+                    with pytest.raises(Failure) as refused:
+                        attempt()
+                    tried.append(refused.value.description[0])
+
+        w.kept.journals.before = try_it
+        task = await w.migrate(await w.offer(here))
+        assert await w.over(task) == "success"
+        assert tried == ["VM_IS_TEMPLATE", "OPERATION_BLOCKED", "OPERATION_BLOCKED"]
+        w.arrived()
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_it_is_not_known_it_stays_locked(tmp_path: Path) -> None:
+    """The journal has gone: neither is the VM given to its owner nor destroyed."""
+    async with world(tmp_path) as w:
+        daemons: list[Beside] = []
+        crash_at(w.kept, lambda: daemons[-1], Mark.COMMITTED, "before")
+        async with beside(w.xapi.toolstack, w.kept) as here:
+            daemons.append(here)
+            await w.migrate(await w.offer(here))
+            await w.until(lambda: here.engine._stopped)
+        w.kept.journals = type(w.kept.journals)()
+        async with beside(w.xapi.toolstack, w.kept) as here:
+            await w.offer(here)
+            assert [one.state for one in here.arrivals.known.values()] == ["importing"]
+            w.locked_if_there()
+            assert len(w.xapi.records("VM")) == 1 and len(w.xapi.records("VDI")) == 2

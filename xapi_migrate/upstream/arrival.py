@@ -1,0 +1,173 @@
+"""A VM that is received for the upstream: what was made of it there, and what has to become of that.
+
+What is made at the upstream bears a mark, the migration's id: VDIs from VDI.create on, the VM from its import on. A
+file here says for which SRs and with whose session, written before the first of them is made. So whatever was made is
+found again, also where the answer was lost.
+
+Until COMMIT the VM is a template, because no toolstack starts one, and an import takes that over in one step
+(blocked_operations it does not). Soon after it is locked by blocked_operations as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.logger import Logger
+
+from ..errors import MigrateError, RemoteError
+from .client import UpstreamClient
+from .lease import BLOCKED, OURS
+from .notes import Notes
+
+MARK = "xapi_migrate_arrival"
+"""The key of other_config with the migration's id."""
+HIDDEN = "HideFromXenCenter"
+RECEIVING, IMPORTING, ARRIVED, GIVEN_UP = "receiving", "importing", "arrived", "given up"
+IMPORT_SECONDS = 600.0
+"""An import that has not ended after so long will not: its request never came."""
+
+log = Logger()
+
+
+@attrs.define
+class Arrival:
+    """`id` is the migration's, `uuid` the VM's. `state`: receiving (VDIs are made), importing (the VM may be there),
+    arrived (COMMIT is written), given up. `blocked`: the operations that its owner has blocked. `task`: that of the
+    import, begun at the second `begun` of the host's clock. `vm`: its ref at the upstream, once that is known."""
+
+    id: str
+    uuid: str
+    session: str = attrs.field(repr=False)
+    srs: list[str]
+    blocked: dict[str, str]
+    state: str = RECEIVING
+    task: str = ""
+    begun: float = 0.0
+    vm: str = ""
+
+    @property
+    def reason(self) -> str:
+        return f"{OURS} it is being received from another host ({self.id})"
+
+
+class Arrivals:
+    """All of them; their files are in `folder`."""
+
+    def __init__(self, client: UpstreamClient, folder: Path, clock: Any) -> None:
+        self._client = client
+        self._clock = clock
+        self._notes = Notes(folder, Arrival)
+        self.known = self._notes.known
+        self.load = self._notes.load
+        self.save = self._notes.save
+
+    async def lock(self, arrival: Arrival) -> None:
+        """Find the VM that was imported and lock it. UpstreamSilent, RemoteError."""
+        found = await self._find(arrival, arrival.session)
+        if found is None:
+            raise RemoteError(["IMPORT_ERROR", "no VM"], f"VM {arrival.uuid} is not there after its import")
+        arrival.vm = found[0]
+        await self.save(arrival)
+        locked = dict.fromkeys(BLOCKED, arrival.reason)
+        await self._client.call("VM.set_blocked_operations", arrival.session, arrival.vm, locked)
+
+    async def settle(self, arrival: Arrival, session: str = "") -> bool:
+        """Hand the VM to its owner, or remove all of it; by `session`, or that of VM.receive. False: it could not be
+        done yet. Never anything for a VM of which nothing is decided."""
+        session = session or arrival.session
+        try:
+            if arrival.state == ARRIVED:
+                await self._hand_over(arrival, session)
+            elif arrival.state != GIVEN_UP or not await self._removed(arrival, session):
+                return False
+            await self._notes.forget(arrival)
+        except RemoteError as refusal:
+            # not its whole text: it may name the session
+            log.warn("The toolstack's VM {vm} waits: {code}", vm=arrival.uuid, code=refusal.failure()[0])
+            return False
+        except (MigrateError, OSError) as why:
+            log.warn("The toolstack's VM {vm} waits: {why}", vm=arrival.uuid, why=str(why))
+            return False
+        return True
+
+    async def settle_all(self, session: str = "", but: Callable[[Arrival], bool] = lambda arrival: False) -> None:
+        """Whatever can be settled now."""
+        for arrival in list(self.known.values()):
+            if not but(arrival):
+                await self.settle(arrival, session)
+
+    async def _hand_over(self, arrival: Arrival, session: str) -> None:
+        """The mark goes last: as long as it is there, all this may be repeated."""
+        found = await self._find(arrival, session)
+        if found is None:
+            log.info("The toolstack's VM {vm} is its owner's", vm=arrival.uuid)
+            return
+        vm, record = found
+        for sr in arrival.srs:
+            for vdi in await self._vdis(arrival, session, sr):
+                await self._tolerant("VDI.remove_from_other_config", session, vdi, MARK)
+        if record.get("is_a_template"):
+            await self._client.call("VM.set_is_a_template", session, vm, False)
+        if (record.get("blocked_operations") or {}).get("start") == arrival.reason:
+            await self._client.call("VM.set_blocked_operations", session, vm, arrival.blocked)
+        for key in (HIDDEN, MARK):
+            await self._client.call("VM.remove_from_other_config", session, vm, key)
+
+    async def _removed(self, arrival: Arrival, session: str) -> bool:
+        """False while the import may still be under way."""
+        if not await self._import_is_over(arrival, session):
+            return False
+        found = await self._find(arrival, session)
+        if found is not None:
+            await self._tolerant("VM.remove_from_blocked_operations", session, found[0], "destroy")
+            await self._tolerant("VM.destroy", session, found[0])
+        for sr in arrival.srs:
+            for vdi in await self._vdis(arrival, session, sr):
+                await self._tolerant("VDI.destroy", session, vdi)
+        return True
+
+    async def _import_is_over(self, arrival: Arrival, session: str) -> bool:
+        if not arrival.task:
+            return True
+        try:
+            status = await self._client.call("task.get_status", session, arrival.task)
+        except RemoteError as refusal:
+            if refusal.failure()[0] == "HANDLE_INVALID":
+                return True
+            raise
+        if status == "pending" and self._clock.seconds() < arrival.begun + IMPORT_SECONDS:
+            return False
+        await self._tolerant("task.destroy", session, arrival.task)
+        return True
+
+    async def _find(self, arrival: Arrival, session: str) -> tuple[str, dict[str, Any]] | None:
+        """The VM's ref and record, if it is there and the one that this migration has brought."""
+        try:
+            vm = await self._client.call("VM.get_by_uuid", session, arrival.uuid)
+            record = await self._client.call("VM.get_record", session, vm)
+        except RemoteError as refusal:
+            if refusal.failure()[0] in ("UUID_INVALID", "HANDLE_INVALID"):
+                return None
+            raise
+        ours = isinstance(record, dict) and (record.get("other_config") or {}).get(MARK) == arrival.id
+        return (str(vm), record) if ours else None
+
+    async def _vdis(self, arrival: Arrival, session: str, sr: str) -> list[str]:
+        """Those in an SR that bear this mark."""
+        found = await self._client.call("VDI.get_all_records_where", session, f'field "SR" = "{sr}"')
+        records = found.items() if isinstance(found, dict) else ()
+        return [
+            vdi for vdi, one in records
+            if isinstance(one, dict) and one.get("SR") == sr and (one.get("other_config") or {}).get(MARK) == arrival.id
+        ]  # fmt: skip
+
+    async def _tolerant(self, method: str, session: str, ref: str, *more: str) -> None:
+        """Gone already is as good."""
+        try:
+            await self._client.call(method, session, ref, *more)
+        except RemoteError as refusal:
+            if refusal.failure()[0] != "HANDLE_INVALID":
+                raise
