@@ -1,5 +1,5 @@
-"""A file system (FUSE) that passes everything on to a folder, and that answers reads and writes of its files with an I/O
-error while it is told to. `python -m tests.faults.passing_on BEHIND MOUNTPOINT` is its process."""
+"""A file system (FUSE) that passes everything on to a folder, and that answers reads and writes of its files with an
+I/O error while it is told to. `python -m tests.faults.passing_on BEHIND MOUNTPOINT` is its process."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Proxy:
 
     def cut(self) -> None:
         """Break all connections; new ones are taken."""
-        for one in self._sockets:
+        for one in list(self._sockets):
             try:
                 one.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -98,9 +98,17 @@ class Proxy:
                 client.close()
                 continue
             self._sockets += [client, server]
-            lost = threading.Event()
-            self._run(self._relay, client, server, lost, True)
-            self._run(self._relay, server, client, lost, False)
+            self._run(self._connection, client, server)
+
+    def _connection(self, client: socket.socket, server: socket.socket) -> None:
+        lost = threading.Event()
+        back = threading.Thread(target=self._relay, args=(server, client, lost, False), daemon=True)
+        back.start()
+        self._relay(client, server, lost, True)
+        back.join()
+        for one in (client, server):
+            self._sockets.remove(one)
+            one.close()
 
     def _relay(self, source: socket.socket, sink: socket.socket, lost: threading.Event, looks: bool) -> None:
         try:
