@@ -242,6 +242,7 @@ class Database(Machines):
                     self.changed.wait(left)
             finally:
                 self.waiting -= 1
+                self.changed.notify_all()
             counts = {cls.lower(): Count(len(table)) for cls, table in self.records.items() if cls != "session"}
             return {"events": events, "valid_ref_counts": counts, "token": self.token()}
 
@@ -270,6 +271,7 @@ class Database(Machines):
                     self.changed.wait(60)
             finally:
                 self.waiting -= 1
+                self.changed.notify_all()
             self.registered[session] = (names, self.generation)
             return [{**one, "obj_uuid": one.get("snapshot", {}).get("uuid", "")} for one in events]
 
