@@ -53,6 +53,12 @@ class Config:
     upstream: str = ""
     # PEM file of the authorities that vouch for an upstream without a fingerprint; empty: the system's.
     upstream_authorities: str = ""
+    # How many connections to the upstream may be open at once. Waiting calls (event.from, event.next) have half of them
+    # at most, imports, exports and consoles a quarter. Who finds none free waits for 20 seconds.
+    upstream_connections: int = 400
+    # Seconds for which an import or export through this daemon may stand still, and either side may take nothing of
+    # what the other has sent; then it is cut. Consoles and other tunnels may be silent for as long as they like.
+    upstream_idle: float = 300.0
     # Path of a unix socket in xapi's folder of plugins, /var/lib/xcp/plugin/NAME, beside an upstream: what xapi passes
     # on of /services/plugin/NAME is answered there; empty: none.
     plugin_socket: str = ""

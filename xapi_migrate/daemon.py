@@ -49,7 +49,7 @@ from .upstream.keeper import UpstreamKeeper
 from .upstream.lease import Leases
 from .upstream.lent import lent
 from .upstream.moves import UpstreamMoves
-from .upstream.opening import Beside, front, open_overlay, stand_beside
+from .upstream.opening import Beside, Limits, front, open_overlay, stand_beside
 from .upstream.plugin import plugin_site
 from .upstream.receives import UpstreamReceives
 from .upstream.shadow import Shadows
@@ -138,7 +138,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         raise InvalidValue("profile", config.profile)
     host = await prepare_host(records, state_dir, drivers.usable, _address(config), profile=PROFILES[config.profile])
     checker = make_checker(config.auth or (f"file:{config.users}",), state_dir, reactor)
-    beside = stand_beside(upstream, records, reactor, upstream_trust) if upstream is not None else None
+    limits = Limits(config.upstream_connections, config.upstream_idle)
+    beside = stand_beside(upstream, records, reactor, upstream_trust, limits) if upstream is not None else None
     server = _server(records, checker, reactor, host, beside)
     daemon.closes(server.stop)
     make_sr = _make_sr(services) if beside is None else lent(_make_sr(services))

@@ -16,7 +16,7 @@ from twisted.internet import defer, reactor, threads
 
 from xapi_migrate.store.records import Records
 from xapi_migrate.upstream.address import parse_upstream
-from xapi_migrate.upstream.opening import front, open_overlay, stand_beside
+from xapi_migrate.upstream.opening import DEFAULT, Limits, front, open_overlay, stand_beside
 from xapi_migrate.upstream.overlay import Overlay
 from xapi_migrate.xenapi.calls import CallContext
 from xapi_migrate.xenapi.own_calls import data_model
@@ -78,11 +78,11 @@ def with_client(url: str, work: Callable[[Any], Any], user: str = "root") -> Any
 
 @asynccontextmanager
 async def overlaid(
-    upstream: str, trust_root: Any = None, local: Path | None = None, moves: Any = None
+    upstream: str, trust_root: Any = None, local: Path | None = None, moves: Any = None, limits: Limits = DEFAULT
 ) -> AsyncIterator[Overlaid]:
     records = Records(data_model(), reactor)
     await records.open()
-    beside = stand_beside(parse_upstream(upstream), records, reactor, trust_root)
+    beside = stand_beside(parse_upstream(upstream), records, reactor, trust_root, limits)
     server = make_server(records, [], reactor, sessions=beside.sessions, elsewhere=beside.elsewhere)
     server.dispatcher.register(moves or SteeredMoves())
     overlay = open_overlay(beside, server, 300 << 10)

@@ -92,7 +92,7 @@ class OverlayCalls:
             return self._mine(call, self._vouched(call, self._old_polls.subscribe(call, path, body)))
         if name == "event.next":
             if not self._old_polls.knows(session):
-                return Passed()
+                return Passed(waits=True)
             return self._mine(call, self._vouched(call, self._old_polls.next(call, path, body)), abandon=True)
         if name in OURS:
             if OURS[name] in NEW_CALLS:

@@ -12,7 +12,7 @@ from ..together import started
 from ..xenapi.wire import fit
 from . import exchange
 from .address import UpstreamAddress
-from .pool import Pool
+from .pool import Kind, Pool
 from .refusals import UpstreamSilent
 
 SECONDS = 60.0
@@ -46,21 +46,22 @@ class UpstreamClient:
         return answer["result"]
 
     async def send(
-        self, path: bytes, content_type: bytes, body: bytes, repeatable: bool, seconds: float | None = SECONDS
-    ) -> bytes:
+        self, path: bytes, content_type: bytes, body: bytes, repeatable: bool, seconds: float | None = SECONDS,
+        kind: Kind = Kind.CALL,
+    ) -> bytes:  # fmt: skip
         """What a call is answered, unread. UpstreamSilent, also for another status than 200. `seconds` None: for as
         long as it takes."""
         request = exchange.request(b"POST", self._address.netloc, path, content_type, body)
-        return await self._ask(request, repeatable, seconds)
+        return await self._ask(request, repeatable, seconds, kind)
 
     async def put(self, path: bytes, body: bytes, cookie: str, seconds: float = SECONDS) -> None:
         """PUT of a stream of the upstream's, until its answer ends; `cookie` says whose session it is. UpstreamSilent,
         also for another status than 200."""
         request = exchange.request(b"PUT", self._address.netloc, path, b"application/octet-stream", body, cookie)
-        await self._ask(request, False, seconds)
+        await self._ask(request, False, seconds, Kind.CALL)
 
-    async def _ask(self, request: bytes, repeatable: bool, seconds: float | None) -> bytes:
-        asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable))
+    async def _ask(self, request: bytes, repeatable: bool, seconds: float | None, kind: Kind) -> bytes:
+        asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable, kind))
         if seconds is not None:
             asked.addTimeout(seconds, self._clock)
         try:
@@ -72,6 +73,10 @@ class UpstreamClient:
         if answer.status != 200:
             raise self._silent(f"it answered with status {answer.status}", True)
         return answer.body
+
+    def crowded(self, kind: Kind) -> bool:
+        """Whether a call of this kind has to wait for a connection."""
+        return self._pool.crowded(kind)
 
     def _silent(self, reason: str, tried: bool) -> UpstreamSilent:
         return UpstreamSilent.after(str(self._address), reason, tried)

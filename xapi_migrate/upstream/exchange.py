@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from ..together import connected
 from .address import why_lost
 from .messages import BadMessage, Body, Endless, find_head, response_head
-from .pool import Connection, Pool
+from .pool import Connection, Kind, Pool
 
 
 class NoAnswer(Exception):
@@ -90,25 +90,23 @@ class _Exchange:
         self.done.errback(why)
 
 
-async def ask(pool: Pool, request: bytes, limit: int, repeatable: bool) -> Answer:
+async def ask(pool: Pool, request: bytes, limit: int, repeatable: bool, kind: Kind) -> Answer:
     """NoAnswer. No time-out: cancel it. A kept connection that ends under a `repeatable` request is replaced once."""
-    kept = pool.free()
-    if kept is not None:
-        try:
-            return await _once(pool, kept, request, limit)
-        except _Ended as ended:
-            if not repeatable:
-                raise NoAnswer(f"it ended the connection: {ended}") from None
     try:
-        connection = await connected(pool.connect())
+        return await _once(pool, await _connection(pool, kind, False), request, limit)
+    except _Ended as ended:
+        if not repeatable:
+            raise NoAnswer(f"it ended the connection: {ended}") from None
+    return await _once(pool, await _connection(pool, kind, True), request, limit)
+
+
+async def _connection(pool: Pool, kind: Kind, fresh: bool) -> Connection:
+    try:
+        return await connected(pool.get(kind, fresh))
     except defer.CancelledError:
         raise
     except Exception as why:
         raise NoAnswer(why_lost(Failure(why)), tried=False) from None
-    try:
-        return await _once(pool, connection, request, limit)
-    except _Ended as ended:
-        raise NoAnswer(f"it ended the connection: {ended}") from None
 
 
 def _once(pool: Pool, connection: Connection, request: bytes, limit: int) -> defer.Deferred[Answer]:

@@ -21,7 +21,7 @@ from ..uris.socket_options import notice_death, tcp_socket
 from ..uris.tree import below
 from ..xenapi.sessions import TRUSTED
 from .messages import BadMessage, Body, Endless, RequestHead, Sized, find_head, request_head
-from .pool import Pool
+from .pool import Kind, Pool
 from .relay import Relay
 
 IDLE = 300.0
@@ -66,10 +66,12 @@ class Mine:
 
 @attrs.frozen
 class Passed:
-    """A request that goes to the upstream as it is. `after`: called when its answer begins."""
+    """A request that goes to the upstream as it is. `after`: called when its answer begins. `waits`: a call that is
+    answered when something happens."""
 
     repeatable: bool = False
     after: Callable[[], None] = lambda: None
+    waits: bool = False
 
 
 class Decides(TypingProtocol):
@@ -234,8 +236,9 @@ class Front(Protocol, TimeoutMixin):
             work.addErrback(self._failed)
             return
         opening = (head.without_expectation() if head.expects else head.raw) + self._body if call else head.raw
+        kind = Kind.POLL if decided.waits else Kind.CALL if call else Kind.STREAM
         self._relay = Relay(
-            self, self._decides.pool, head, opening, _rest(head, call), decided.repeatable, decided.after
+            self, self._decides.pool, kind, head, opening, _rest(head, call), decided.repeatable, decided.after
         )
         self._relay.start()
 
@@ -284,8 +287,12 @@ class Front(Protocol, TimeoutMixin):
         head, self._relay = self._head, None
         assert head is not None
         reply = self._decides.unanswered(head, self._body, reason, tried)
-        streamed = not self._decides.holds_call(head) and head.framed and head.length != 0
+        streamed = not self._decides.holds_call(head) and not _rest(head, False).ended
         self._write(attrs.evolve(reply, close=True) if streamed else reply)
+
+    def drop(self) -> None:
+        self._relay = None
+        self.out.abortConnection()
 
     def _done(self, persistent: bool) -> None:
         self._head, self._body = None, b""

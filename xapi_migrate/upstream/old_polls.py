@@ -20,6 +20,7 @@ from . import merge
 from .client import UpstreamClient
 from .peek import Peeked, Wire
 from .polls import drop, first, ours_of
+from .pool import Kind
 
 MOST = 2000
 """Sessions that are told of our tasks; one more, and the oldest is told of the upstream's events alone."""
@@ -75,7 +76,7 @@ class OldPolls:
         session = call.params[0]
         told = self._told[session]
         kept, told.theirs = told.theirs, None
-        theirs = kept or started(self._client.send(path, call.content_type, body, False, None))
+        theirs = kept or self._ask(call, path, body)
         own = started(self._events.next(session, sorted(told.classes), told.seen))
         try:
             await first(theirs, own)
@@ -96,6 +97,14 @@ class OldPolls:
             # a kept one answers another call, whose id JSON has to say
             return said if kept is None or answer is None or call.wire is Wire.XML else answer.with_items([])
         return answer.with_items(await self._ours(told, own))
+
+    def _ask(self, call: Peeked, path: bytes, body: bytes) -> defer.Deferred[bytes]:
+        if self._client.crowded(Kind.POLL):
+            waiting = (told.theirs for told in self._told.values() if told.theirs and not told.theirs.called)
+            for oldest in waiting:
+                oldest.cancel()  # it has failed then: what it would have said is lost for its session
+                break
+        return started(self._client.send(path, call.content_type, body, False, None, Kind.POLL))
 
     async def _ours(self, told: _Told, own: defer.Deferred[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         try:

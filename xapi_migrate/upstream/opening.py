@@ -37,6 +37,17 @@ class _Misdirected(Resource):
 
 
 @attrs.frozen
+class Limits:
+    """`connections` to the upstream at once; `idle`: seconds for which a stream may stand still. See configuration."""
+
+    connections: int = 400
+    idle: float = 300.0
+
+
+DEFAULT = Limits()
+
+
+@attrs.frozen
 class Beside:
     """What the daemon needs of the upstream before it has its own server: sessions are the upstream's."""
 
@@ -52,9 +63,11 @@ class Beside:
         return frozenset(data_model().classes) - {"task"}
 
 
-def stand_beside(address: UpstreamAddress, records: IRecords, reactor: Any, trust_root: Any = None) -> Beside:
+def stand_beside(
+    address: UpstreamAddress, records: IRecords, reactor: Any, trust_root: Any = None, limits: Limits = DEFAULT
+) -> Beside:
     """Nothing is connected yet: the upstream may come later, go and come back."""
-    pool = Pool(address.endpoint(reactor, trust_root), reactor)
+    pool = Pool(address.endpoint(reactor, trust_root), reactor, limits.connections, limits.idle)
     client = UpstreamClient(address, pool, reactor)
     sessions = VouchedSessions(records, [], reactor)
     return Beside(address, pool, client, Identity(client, sessions, reactor), sessions)

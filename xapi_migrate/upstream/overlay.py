@@ -18,6 +18,7 @@ from .pool import Pool
 from .refusals import UpstreamSilent
 
 _READING = (".get_", "event.from", "system.")
+_WAITING = frozenset({"event.from", "event.next"})
 
 
 class Overlay:
@@ -54,7 +55,8 @@ class Overlay:
         if call is not None:
             return self.calls.decide(call, head.path, body, origin)
         names = peek.names(form, body)
-        return Passed(bool(names) and all(any(word in name for word in _READING) for name in names))
+        reading = bool(names) and all(any(word in name for word in _READING) for name in names)
+        return Passed(reading, waits=any(name in _WAITING for name in names))
 
     def unanswered(self, head: RequestHead, body: bytes, reason: str, tried: bool) -> Reply:
         error = UpstreamSilent.after(str(self._address), reason, tried)

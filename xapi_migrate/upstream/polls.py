@@ -21,6 +21,7 @@ from ..xenapi.events import Events
 from . import merge
 from .client import UpstreamClient
 from .peek import Peeked, Wire
+from .pool import Kind
 
 SEPARATOR = ";"
 OURS = "task"
@@ -178,8 +179,11 @@ class Polls:
     # -- the upstream's waiting calls ------------------------------------------------------------
 
     def _ask(self, wish: Wish, timeout: float) -> defer.Deferred[bytes]:
+        if self._kept and self._client.crowded(Kind.POLL):
+            drop(self._kept.popitem(last=False)[1])  # nobody waits for it now
         body = wish.for_upstream(timeout)
-        return started(self._client.send(wish.path, wish.call.content_type, body, True, timeout + _MARGIN))
+        send = self._client.send
+        return started(send(wish.path, wish.call.content_type, body, True, timeout + _MARGIN, Kind.POLL))
 
     def _take(self, wish: Wish) -> defer.Deferred[bytes] | None:
         kept = self._kept.pop(wish.key, None)

@@ -7,25 +7,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet import defer
-from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from .address import why_lost
 from .messages import BadMessage, Body, Endless, RequestHead, ResponseHead, find_head, response_head
-from .pool import Connection, Pool
+from .pool import Connection, Kind, Pool
+from .stillness import Paced, Watch
 
-
-@implementer(IPushProducer)
-class _Paced:
-    """A transport that reads no faster than another writes. That the other has gone is no reason to close it."""
-
-    def __init__(self, transport: Any) -> None:
-        self.pauseProducing = transport.pauseProducing
-        self.resumeProducing = transport.resumeProducing
-
-    def stopProducing(self) -> None:
-        """Whoever uses the transport decides that."""
+CLIENT, UPSTREAM = "the client", "the upstream"
 
 
 class Client(Protocol):
@@ -44,18 +34,28 @@ class Client(Protocol):
     def unanswered(self, reason: str, tried: bool) -> None:
         """There is no answer, and nothing has been written. `tried`: the upstream may have got the request."""
 
+    def drop(self) -> None:
+        """End the connection at once: the client stands still."""
+
 
 class Relay:
     """`opening` is what the upstream is sent first: the head, and the body if it is here already; `body` is what
     follows. `repeatable`: nothing is done twice if the request is sent twice. `saw` is called
-    when the answer begins."""
+    when the answer begins.
+
+    A body whose length is known, or that is chunked, may stand still for `pool.idle` seconds, and so long may either
+    side take nothing of what the other has sent. Then it is cut. An answer that has not begun is waited for, and a
+    tunnel may be silent."""
+
+    log = Logger()
 
     def __init__(
-        self, client: Client, pool: Pool, head: RequestHead, opening: bytes, body: Body, repeatable: bool = False,
-        saw: Callable[[], None] = lambda: None,
+        self, client: Client, pool: Pool, kind: Kind, head: RequestHead, opening: bytes, body: Body,
+        repeatable: bool = False, saw: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._client = client
         self._pool = pool
+        self._kind = kind
         self._head = head
         self._opening = opening
         self._body = body
@@ -69,6 +69,9 @@ class Relay:
         self._answer: Body | None = None
         self._persistent = False
         self._over = False
+        self._to_client: Paced | None = None
+        self._to_upstream: Paced | None = None
+        self._watch = Watch(pool.reactor, pool.idle, self._stands_still, self._stood_still)
 
     @property
     def taking(self) -> bool:
@@ -76,12 +79,8 @@ class Relay:
         return self._connection is not None and not self._body.ended
 
     def start(self, fresh: bool = False) -> None:
-        connection = None if fresh else self._pool.free()
-        if connection is not None:
-            self._connected(connection)
-            return
-        self._connecting = self._pool.connect()
-        self._connecting.addCallbacks(self._connected, self._not_connected)
+        self._connecting = connecting = self._pool.get(self._kind, fresh)
+        connecting.addCallbacks(self._connected, self._not_connected)
 
     def _connected(self, connection: Connection) -> None:
         self._connecting = None
@@ -90,9 +89,15 @@ class Relay:
         transport: Any = connection.transport
         connection.write(self._opening)
         if not self._body.ended:
-            transport.registerProducer(_Paced(self._client.out), True)
-        self._client.out.registerProducer(_Paced(transport), True)
+            self._pace_client(transport)
+            self._watch.begin()
+        self._to_client = Paced(transport, self._watch.moved)
+        self._client.out.registerProducer(self._to_client, True)
         self._client.ready()
+
+    def _pace_client(self, transport: Any) -> None:
+        self._to_upstream = Paced(self._client.out, self._watch.moved)
+        transport.registerProducer(self._to_upstream, True)
 
     def _not_connected(self, failure: Failure) -> None:
         self._connecting = None
@@ -111,7 +116,9 @@ class Relay:
             self.abandon()
             raise
         self._connection.write(mine)
+        self._watch.moved(len(mine))
         if self._body.ended:
+            self._watch.moved()
             self._body_ended(self._connection)
         return rest
 
@@ -123,6 +130,7 @@ class Relay:
     def abandon(self) -> None:
         """The client has gone, or is no use."""
         self._over = True
+        self._watch.end()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:
@@ -146,9 +154,12 @@ class Relay:
             self._cut(f"its answer cannot be read: {error}", tried=True)
             return
         if mine:
+            self._watch.moved()
             self._write(mine)
         if self._answer.ended:
             self._ended(whole=not rest)
+        else:
+            self._watch.begin()
 
     def _heads(self, data: bytes) -> bytes:
         """Passes on interim answers and the head of the final one; what comes after that."""
@@ -173,8 +184,7 @@ class Relay:
             if self._body.ended and (head.status == 101 or self._head.method == b"CONNECT"):
                 assert self._connection is not None
                 self._body = Endless()
-                transport: Any = self._connection.transport
-                transport.registerProducer(_Paced(self._client.out), True)
+                self._pace_client(self._connection.transport)
         else:
             self._persistent = head.persistent
         self._saw()
@@ -187,6 +197,7 @@ class Relay:
         connection = self._connection
         assert connection is not None
         self._over = True
+        self._watch.end()
         self._release(connection)
         complete = self._body.ended
         if complete and whole and self._persistent and self._read_for_sure:
@@ -203,6 +214,7 @@ class Relay:
         assert connection is not None
         if isinstance(self._answer, Endless):
             self._over = True
+            self._watch.end()
             self._release(connection)
             self._client.answered(persistent=False)
         elif not self._begun and not self._unread and connection.used and self._repeatable and self._body.ended:
@@ -219,6 +231,28 @@ class Relay:
             self._client.answered(persistent=False)
         else:
             self._client.unanswered(reason, tried)
+
+    # -- what stands still -------------------------------------------------------------------------
+
+    def _stands_still(self) -> str:
+        """Of the client and the upstream who has to move something now."""
+        begun = self._answer is not None
+        if self._to_client is not None and self._to_client.full:
+            return CLIENT
+        if self._to_upstream is not None and self._to_upstream.full:
+            return UPSTREAM
+        if begun and not isinstance(self._answer, Endless):
+            return UPSTREAM
+        return "" if self._body.ended or (begun and isinstance(self._body, Endless)) else CLIENT
+
+    def _stood_still(self, who: str) -> None:
+        seconds = f"{self._pool.idle:g} seconds"
+        self.log.warn("A stream is cut: {who} has stood still for {seconds}", who=who, seconds=seconds)
+        if who == UPSTREAM:
+            self._cut(f"it has stood still for {seconds}", tried=True)
+        else:
+            self.abandon()
+            self._client.drop()
 
     def _release(self, connection: Connection) -> None:
         """Neither side waits for the other any more."""
