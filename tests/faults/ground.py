@@ -125,7 +125,17 @@ class Ground:
         finally:
             client.end()
             if failed:
+                self._tell(client)
                 self.close()
+
+    def _tell(self, client: Client) -> None:
+        """Print what both sides say of a case that failed."""
+        print(f"\ntask: {client.told}")
+        for host in (self.sender, self.receiver):
+            logs = sorted((host.state_dir / "migrations").glob("*.log"), key=lambda log: log.stat().st_mtime)
+            for log in logs[-1:]:
+                print(f"\n{host.name}, {log.name}:\n{log.read_text()[-4000:]}")
+            print(f"\n{host.name}, stopped: {_state(host) == 'T'}, the end of its log:\n{host.log_end()}", flush=True)
 
     def _to_the_point(self, point: Point, host: LabHost, client: Client, uuid: str) -> None:
         if point.way != "moved":
