@@ -16,9 +16,9 @@ test: lint
 test-all: lint
 	@.venv/bin/python scripts/run_suites.py fast model system every-cell
 
-# Every fault at every point of a migration, on real processes; PART="-k copier" a part of it. Takes an hour or so.
+# Every fault at every point of a migration, on real processes, in LANES=2 labs side by side; PART="-k copier" a part.
 faults: setup
-	@FAULTS=all .venv/bin/python -m pytest -q -m system tests/faults $(PART)
+	@LANES=$(or $(LANES),2) .venv/bin/python -m tests.faults.lanes $(PART)
 
 # A guest moves back and forth a hundred times, with random cancels and kills; SOAK="10 SEED" for fewer.
 soak: setup

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache"
 sys.path.insert(0, str(ROOT))
 
-from tests.leftovers import end_leftovers  # noqa: E402
+from tests.leftovers import end_leftovers, end_run  # noqa: E402
 
 NO_TESTS = 5
 """pytest's exit status when it selected no test."""
@@ -108,9 +107,9 @@ def run(suite: Suite, arguments: list[str], *, again: bool = False) -> Result:
     except subprocess.TimeoutExpired:
         status = -1
         problem = f"suite {suite.name} took more than its {suite.budget:.0f} s and was ended"
-        _end(process)
+        end_run(process)
     except KeyboardInterrupt:
-        _end(process)
+        end_run(process)
         raise
     finally:
         failures = _failures(cache)
@@ -125,16 +124,6 @@ def run(suite: Suite, arguments: list[str], *, again: bool = False) -> Result:
     elif status not in (0, NO_TESTS) and not failed and not problem:
         problem = f"suite {suite.name}: pytest ended with status {status}"
     return Result(suite, passed, failed, seconds, problem, failures)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """First ask (fixtures then clean up), then kill."""
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _failures(cache: Path) -> tuple[str, ...]:

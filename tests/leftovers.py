@@ -46,3 +46,14 @@ def end_leftovers(folder: Path) -> list[str]:
         said.append(f"mount {point}")
         subprocess.run(["umount", "--lazy", point], check=False)
     return said
+
+
+def end_run(process: subprocess.Popen[bytes], patience: float = 15) -> None:
+    """End a pytest that leads a process group: first ask, so that its fixtures clean up, then kill. `patience` in
+    seconds."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

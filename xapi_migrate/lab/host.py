@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,10 +26,19 @@ from ..xenapi.passwords import user_line
 USER = "root"
 
 
+PORTS = range(10240, 32768)
+"""Below those from which Linux takes one for each connection that goes out: a host that is down would lose its own."""
+
+
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
+    """A TCP port of the loopback address that nobody listens on now. Chosen by chance: several labs that start at once
+    do not choose the same."""
+    while True:
+        port = secrets.choice(PORTS)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
         return port
 
 
