@@ -57,6 +57,7 @@ class StandIn:
         self.errors: dict[str, list[str]] = {}
         self.received: list[Any] = []
         self.url = ""
+        self.this_host = f"OpaqueRef:host-{name}"
 
     def answer(self, method: str, parameters: tuple[Any, ...]) -> dict[str, Any]:
         try:
@@ -75,6 +76,8 @@ class StandIn:
             return f"OpaqueRef:session-{self.name}"
         if parameters[0] != f"OpaqueRef:session-{self.name}":
             raise ApiError("SESSION_INVALID", str(parameters[0]))
+        if method == "session.get_this_host":
+            return self.this_host
         if method == "session.logout":
             return ""
         if method == "VM.receive":

@@ -40,7 +40,10 @@ def test_wrong_password_from_a_file(run: Run, sender: StandIn, short_tmp: Path) 
     (short_tmp / "password").write_text("wr0ng\n")
     done = run("vm-list", "--url", sender.url, "--password-file", str(short_tmp / "password"))
     assert done.returncode == 1
-    assert done.stderr == "xapi-migrate: The user name root and the password do not go together.\n"
+    assert (
+        done.stderr
+        == f"xapi-migrate: No log-in at {sender.url}: The user name root and the password do not go together.\n"
+    )
 
 
 def test_the_file_wins_over_the_environment(
@@ -106,3 +109,20 @@ def test_the_password_is_not_in_the_representation() -> None:
 def test_logs_out(run: Run, sender: StandIn, calls: list[str]) -> None:
     assert run("vm-list", "--url", sender.url).returncode == 0
     assert calls == ["T session.login_with_password", "T session.logout"]
+
+
+def test_nobody_to_ask_for_the_password(run: Run, sender: StandIn, environment: dict[str, str]) -> None:
+    del environment["XAPI_MIGRATE_PASSWORD"]
+    done = run("vm-list", "--url", sender.url)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"xapi-migrate: Password of root at {sender.url}: there is no terminal to ask for it, "
+        "use --password-file or the variable XAPI_MIGRATE_PASSWORD.\n"
+    )
+
+
+@pytest.mark.parametrize("url", ["http://host:port", "https://", "http://host:70000"])
+def test_an_address_that_is_none(run: Run, url: str) -> None:
+    done = run("vm-list", "--url", url)
+    assert done.returncode == 2
+    assert "--url takes http://HOST[:PORT] or https://HOST[:PORT], not" in done.stderr

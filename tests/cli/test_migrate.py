@@ -94,7 +94,7 @@ def test_refused_at_once(run: Run, servers: list[str], sender: StandIn) -> None:
     [
         (["nothing"], "There is no VM named 'nothing' there"),
         (["web", "--sr", "nothing"], "There is no SR named 'nothing' there"),
-        (["web", "--map", "nothing=fast"], "The VM has no VDI named 'nothing'."),
+        (["web", "--map", "nothing=fast"], "The VM has no VDI named 'nothing'; it has root disk ("),
     ],
 )
 def test_names_that_lead_nowhere(
@@ -185,3 +185,11 @@ def test_a_second_interrupt_leaves_the_task(
 )
 def test_sentences(description: list[str], said: str) -> None:
     assert sentence(description) == said
+
+
+def test_a_vm_that_is_there_already(run: Run, servers: list[str], receiver: StandIn, calls: list[str]) -> None:
+    receiver.this_host = "OpaqueRef:host"
+    done = run("vm-migrate", "web", *servers)
+    said = "xapi-migrate: web stays where it is: it runs on the host at --to-url already.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert "R VM.receive" not in calls

@@ -392,3 +392,23 @@ def test_a_receiver_that_cannot_write_its_decision_decides_nothing(world: TwoHos
     assert world.run(60, lambda: over(task))
     world.run(5)
     stayed(world)
+
+
+@pytest.mark.parametrize(("copy", "left"), [("True", 1), ("1", 1), ("FALSE", 0)])
+def test_a_copy_is_a_copy_however_true_is_written(copy: str, left: int) -> None:
+    """Read as nothing, it would move the VM away from who asked for a copy."""
+    world = TwoHosts(Clock())
+    world.source.new_vm(power_state="Halted")
+    (vm,) = world.source.records.refs("VM")
+    vdis = dict.fromkeys(world.source.records.refs("VDI"), world.destination.sr)
+    task = world.migrate(vm, vdi_to_sr=vdis, copy=copy)
+    assert world.run(60, lambda: task.status != "pending", 0.01)
+    assert (task.status, len(world.source.records.refs("VM"))) == ("success", left)
+
+
+@pytest.mark.parametrize("option", ["copy", "live"])
+def test_options_that_are_neither_true_nor_false_are_refused(option: str) -> None:
+    world = TwoHosts(Clock())
+    task = world.migrate(world.source.new_vm(), **{option: "maybe"})
+    assert world.run(5, lambda: task.status != "pending")
+    assert task.status == "failure" and task.value.failure() == ["INVALID_VALUE", f"options:{option}", "maybe"]  # type: ignore[attr-defined]

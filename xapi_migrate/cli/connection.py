@@ -15,12 +15,13 @@ import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import attrs
 import click
 import XenAPI
 
-from .failures import Refused, explained
+from .failures import Refused, explained, sentence
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +45,8 @@ class Server:
         session = XenAPI.Session(self.url, transport=self._transport())
         try:
             session.xenapi.login_with_password(self.user, self.password, "2.23", "xapi-migrate")
+        except XenAPI.Failure as failure:
+            raise Refused(f"No log-in at {self.url}: {sentence(failure.details)}") from None
         except Exception as error:
             raise explained(error, self.url) or error from None
         try:
@@ -122,7 +125,15 @@ def _checked(url: str, option: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise click.UsageError(f"{option} takes http://HOST[:PORT] or https://HOST[:PORT], not {url!r}.")
     if "@" in url.split("://", 1)[1].split("/", 1)[0]:
-        raise click.UsageError(f"{option} must not hold a password: use --user and --password-file.")
+        prefix = option.removesuffix("url")
+        raise click.UsageError(f"{option} must not hold a password: use {prefix}user and {prefix}password-file.")
+    try:
+        host = urlsplit(url).hostname
+        urlsplit(url).port  # noqa: B018  # ValueError
+    except ValueError:
+        host = None
+    if not host:
+        raise click.UsageError(f"{option} takes http://HOST[:PORT] or https://HOST[:PORT], not {url!r}.")
     return url
 
 

@@ -59,6 +59,7 @@ def _classes(code: str) -> list[type[errors.MigrateError]]:
 def explained(error: Exception, url: str = "") -> Refused | None:
     """The sentence for an exception of the client's libraries; None if it is not one of theirs."""
     where = f" at {url}" if url else ""
+    scheme = url.partition(":")[0] or "http"
     said: str | None = None
     if isinstance(error, XenAPI.Failure):
         said = sentence(error.details)
@@ -67,11 +68,14 @@ def explained(error: Exception, url: str = "") -> Refused | None:
     elif isinstance(error, xmlrpc.client.Fault):
         said = f"The server{where} answered: {error.faultString}"
     elif isinstance(error, xmlrpc.client.ResponseError | http.client.HTTPException) or _is_xml_error(error):
-        said = f"The answer of the server{where} is not XML-RPC: is it a XenAPI server?"
+        said = (
+            f"The answer of the server{where} is not XML-RPC: is it XenAPI's, and does it speak {scheme} on this port?"
+        )
     elif isinstance(error, ssl.SSLCertVerificationError):
         said = (
             f"The certificate of the server{where} is not trusted ({error.verify_message}): "
-            "name its authority with --ca-file, or use --insecure where you trust the network."
+            "name its authority with --ca-file (--to-ca-file for the receiving host), or take any certificate with "
+            "--insecure (--to-insecure) where you trust the network."
         )
     elif isinstance(error, ssl.SSLError):
         said = f"No TLS with the server{where} ({error.reason}): does it speak https on this port?"

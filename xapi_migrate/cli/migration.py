@@ -81,6 +81,8 @@ class Migration:
         vm = vm_by_name(self._sender, wish.vm)
         record = sender.VM.get_record(vm)
         self.name_label, self.uuid = record["name_label"], record["uuid"]
+        if record["resident_on"] == receiver.session.get_this_host(self._receiver.handle):
+            raise Refused(f"{self.name_label} stays where it is: it runs on the host at --to-url already.")
         vdi_srs = {
             vdi_by_name(self._sender, vm, vdi): sr_by_name(self._receiver, sr) for vdi, sr in wish.vdi_srs.items()
         }

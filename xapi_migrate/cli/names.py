@@ -29,16 +29,17 @@ def sr_by_name(session: Any, name: str) -> str:
 
 def vdi_by_name(session: Any, vm: str, name: str) -> str:
     """The VM's VDI with this uuid or name."""
-    found = []
+    found, others = [], []
     for vbd in session.xenapi.VM.get_VBDs(vm):
         record = session.xenapi.VBD.get_record(vbd)
         if record["type"] == "Disk" and record["VDI"] != NULL:
             vdi = session.xenapi.VDI.get_record(record["VDI"])
             if name in (vdi["uuid"], vdi["name_label"]):
                 found.append(record["VDI"])
+            others.append(f"{vdi['name_label']} ({vdi['uuid']})")
     if len(found) != 1:
         how_many = "no VDI" if not found else "more than one VDI"
-        raise Refused(f"The VM has {how_many} named {name!r}.")
+        raise Refused(f"The VM has {how_many} named {name!r}; it has {', '.join(others) or 'none at all'}.")
     ref: str = found[0]
     return ref
 

@@ -32,7 +32,7 @@ from .host import Host, TaskHandle
 from .incoming import Incoming, Plan
 from .interfaces import IOffers, IPeer, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
-from .outgoing import OPTIONS, Outgoing, before_memory, begun_entry, check_options, from_journal, outgoing_disks
+from .outgoing import OPTIONS, Outgoing, before_memory, begun_entry, checked_options, from_journal, outgoing_disks
 from .phase2_preparation import document_of
 from .phase5_completion import Farewell
 from .queue import Queue, Turn
@@ -82,7 +82,7 @@ class Engine:
         """VM.receive (1.2): the URI list of a new offer. `sr` is where disks go that VM.migrate's map does not
         name; NULL: every disk must be named. `session`: with which the host's keeper is asked. HandleInvalid,
         SrNotAttached."""
-        check_options(options, OPTIONS - {"copy"}, self._host.config.test_options)
+        options = checked_options(options, OPTIONS - {"copy"}, self._host.config.test_options)
         if sr != NULL:
             self._host.toolstack.sr(sr)
         capability = Capability.new()
@@ -118,7 +118,7 @@ class Engine:
         A VIF that `vif_to_network` does not name goes to the receiver's network of the same name."""
         host = self._host
         self._check(vm)
-        check_options(options, OPTIONS, host.config.test_options)
+        options = checked_options(options, OPTIONS, host.config.test_options)
         copying = options.get("copy") == "true"
         if copying:
             self._check_copy(vm, vdi_to_sr)

@@ -10,7 +10,7 @@ import attrs
 from twisted.internet import defer
 
 from ..domains.interfaces import ISuspension
-from ..errors import OperationNotAllowed
+from ..errors import InvalidValue, OperationNotAllowed
 from ..sm.interfaces import ISR, CopyState, CopyStatus
 from .host import Host, TaskHandle, Toolstack
 from .interfaces import DiskOffer, IPeer
@@ -21,6 +21,7 @@ from .story import Story
 DISK_FIELDS = ("number", "vbd", "vdi", "vdi_uuid", "sr_ref", "sr_uuid", "size", "copy")
 OPTIONS = frozenset({"live", "copy"})
 FOR_TESTS = frozenset({"keep_source", "leave_paused"})
+SWITCH = {"true": "true", "1": "true", "false": "false", "0": "false"}
 
 
 @attrs.define
@@ -148,11 +149,18 @@ def outgoing_disks(host: Host, vm: str) -> list[OutgoingDisk]:
     return disks
 
 
-def check_options(options: dict[str, str], known: Collection[str], test_options: bool) -> None:
-    """Refuse what is not known, so that a mistyped option is not silently without effect."""
-    for name in options:
+def checked_options(options: dict[str, str], known: Collection[str], test_options: bool) -> dict[str, str]:
+    """The options, with "true" and "false" as their values. What is not known, or neither of the two, is refused, so
+    that no mistyped option is silently without effect: "copy" that is not understood would move the VM. InvalidValue,
+    OperationNotAllowed."""
+    checked = {}
+    for name, value in options.items():
         if name not in known and not (name in FOR_TESTS and test_options):
             raise OperationNotAllowed(f"There is no option named {name!r} for a migration.")
+        if value.lower() not in SWITCH:
+            raise InvalidValue(f"options:{name}", value)
+        checked[name] = SWITCH[value.lower()]
+    return checked
 
 
 def begun_entry(migration: Outgoing) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def _check_not_coming(migration: Incoming) -> None:
 async def _check_host(migration: Incoming, in_pool: bool) -> None:
     vm, host = migration.vm, migration.host
     assert vm is not None
-    for ref in [] if in_pool else host.records.find("VM", uuid=vm.uuid):
-        raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already ({ref})")
+    if not in_pool and host.records.find("VM", uuid=vm.uuid):
+        raise ImportError_(f"a VM with the uuid {vm.uuid} is on this host already")
     for nic in vm.nics:
         host.toolstack.check_network(_network(migration, nic))
     if vm.protocol != PROTOCOL_VERSION:
