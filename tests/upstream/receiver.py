@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import XenAPI
-from twisted.internet import defer, threads
+from twisted.internet import defer, reactor, task, threads
 
 from tests.upstream.beside import Beside, Kept
 from tests.upstream.overlaid import USERS
@@ -107,19 +107,27 @@ class World:
         else:
             self.arrived()
 
-    def at(self, here: Beside, method: str, number: int, act: Callable[[], None]) -> None:
-        """Before so manieth call of this method by the host beside the upstream."""
+    def at(self, here: Beside, method: str, number: int, act: Callable[[], None], after: bool = False) -> None:
+        """Before the call of this method with this number, by the host beside the upstream; or `after` it, before
+        anybody has its answer. PUT is the import."""
         client = here.client
-        call, seen = client.call, []
+        call, put, seen = client.call, client.put, []
 
-        async def watched(name: str, *params: Any, **options: Any) -> Any:
-            if name == method:
-                seen.append(name)
-                if len(seen) == number:
-                    act()
-            return await call(name, *params, **options)
+        async def watched(name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+            seen.extend([name] if name == method else [])
+            struck = name == method and len(seen) == number
+            if struck and not after:
+                act()
+            answer = await work()
+            if struck and after:
+                act()
+            return answer
 
-        client.call = watched  # type: ignore[method-assign]
+        def watched_call(name: str, *params: Any, **options: Any) -> Any:
+            return watched(name, lambda: call(name, *params, **options))
+
+        client.call = watched_call  # type: ignore[method-assign]
+        client.put = lambda *params: watched("PUT", lambda: put(*params))  # type: ignore[method-assign, assign]
 
     def nothing_there(self) -> None:
         """At the upstream."""
@@ -131,6 +139,14 @@ class World:
         record = self.sender.records.get("VM", self.vm)
         assert (record["uuid"], record["power_state"]) == (self.uuid, "Halted")
         assert record["current_operations"] == {}
+
+    async def settled(self, here: Beside) -> None:
+        """The upstream is told what it missed, when no import can be under way any more."""
+        while here.arrivals.known:
+            for arrival in here.arrivals.known.values():
+                arrival.begun = 0.0
+            await here.arrivals.settle_all()
+            await task.deferLater(reactor, 0.02)  # type: ignore[arg-type]
 
     async def nothing_here(self, here: Beside) -> None:
         """Beside the upstream, soon."""

@@ -15,6 +15,7 @@ from tests.upstream.beside import Beside, beside
 from tests.upstream.receiver import MAC_SEED, World, crash_at, session_of, world
 from tests.upstream.simulated.records import Failure
 from xapi_migrate.migration.journal import Mark
+from xapi_migrate.testing.memory_journals import Crash
 from xapi_migrate.upstream.lease import BLOCKED
 
 
@@ -63,6 +64,64 @@ async def test_the_daemon_dies_at_a_journal_write(tmp_path: Path, mark: Mark, wh
             w.at_one()
 
 
+CALLS = [
+    ("network.get_all_records", 1), ("VDI.create", 1), ("VDI.create", 2), ("PUT", 1), ("task.create", 2), ("PUT", 2),
+    ("task.destroy", 2), ("VM.set_blocked_operations", 1), ("VM.set_is_a_template", 1),
+    ("VM.set_blocked_operations", 2), ("VM.remove_from_other_config", 2),
+]  # fmt: skip
+"""What is asked of the upstream, and the how manieth time; COMMIT comes after the eighth."""
+COMMITTED = CALLS[8:]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {call[1]}")
+@pytest_twisted.ensureDeferred
+async def test_the_daemon_dies_when_the_upstream_has_answered(tmp_path: Path, call: tuple[str, int]) -> None:
+    """The upstream has done it, and nothing here says so."""
+    async with world(tmp_path) as w:
+        async with beside(w.xapi.toolstack, w.kept) as here:
+            uris = await w.offer(here)
+
+            def die() -> None:
+                here.die()
+                raise Crash
+
+            w.at(here, *call, die, after=True)
+            task = await w.migrate(uris)
+            await w.until(lambda: here.engine._stopped, "that call never came")
+            port = here.overlaid.port
+        async with beside(w.xapi.toolstack, w.kept, port) as here:
+            w.locked_if_there(call in COMMITTED)
+            assert await w.over(task) == ("success" if call in COMMITTED else "failure")
+            await w.offer(here)
+            await w.nothing_here(here)
+            w.at_one()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {call[1]}")
+@pytest_twisted.ensureDeferred
+async def test_the_upstream_dies_around_a_call(tmp_path: Path, call: tuple[str, int], after: bool) -> None:
+    """It comes back later, with all that it had done."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        cut: list[bool] = []
+
+        def cut_off() -> None:
+            cut.append(True)
+            w.xapi.cut()
+
+        w.at(here, *call, cut_off, after)
+        task = await w.migrate(uris)
+        committed = call in COMMITTED or (call == CALLS[7] and after)
+        assert await w.over(task) == ("success" if committed else "failure")
+        assert cut
+        w.locked_if_there(committed)
+        await w.xapi.comes_back()
+        await w.settled(here)
+        await w.nothing_here(here)
+        w.at_one()
+
+
 @pytest_twisted.ensureDeferred
 async def test_the_answer_to_the_import_is_lost(tmp_path: Path) -> None:
     """The upstream has the VM and the receiver does not know: it aborts, and the VM goes there."""
@@ -80,22 +139,7 @@ async def test_the_answer_to_the_import_is_lost(tmp_path: Path) -> None:
         assert await w.over(task) == "failure"
         w.stayed()
         await w.xapi.comes_back()
-        await here.arrivals.settle_all()
-        await w.nothing_here(here)
-        w.nothing_there()
-
-
-@pytest_twisted.ensureDeferred
-async def test_the_upstream_dies_before_the_import(tmp_path: Path) -> None:
-    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
-        uris = await w.offer(here)
-        w.at(here, "task.create", 2, w.xapi.cut)
-        task = await w.migrate(uris)
-        assert await w.over(task) == "failure"
-        w.stayed()
-        assert [one.state for one in here.arrivals.known.values()] == ["given up"]
-        await w.xapi.comes_back()
-        await here.arrivals.settle_all()
+        await w.settled(here)
         await w.nothing_here(here)
         w.nothing_there()
 
@@ -112,7 +156,7 @@ async def test_the_upstream_dies_after_commit(tmp_path: Path) -> None:
         w.locked_if_there()
         assert [one.state for one in here.arrivals.known.values()] == ["arrived"]
         await w.xapi.comes_back()
-        await here.arrivals.settle_all()
+        await w.settled(here)
         w.arrived()
         await w.nothing_here(here)
 

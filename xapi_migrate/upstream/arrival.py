@@ -60,6 +60,7 @@ class Arrivals:
         self._client = client
         self._clock = clock
         self._notes = Notes(folder, Arrival)
+        self._settling: set[str] = set()
         self.known = self._notes.known
         self.load = self._notes.load
         self.save = self._notes.save
@@ -76,8 +77,11 @@ class Arrivals:
 
     async def settle(self, arrival: Arrival, session: str = "") -> bool:
         """Hand the VM to its owner, or remove all of it; by `session`, or that of VM.receive. False: it could not be
-        done yet. Never anything for a VM of which nothing is decided."""
+        done yet, or is just being done. Never anything for a VM of which nothing is decided."""
         session = session or arrival.session
+        if arrival.id in self._settling:
+            return False
+        self._settling.add(arrival.id)
         try:
             if arrival.state == ARRIVED:
                 await self._hand_over(arrival, session)
@@ -91,6 +95,8 @@ class Arrivals:
         except (MigrateError, OSError) as why:
             log.warn("The toolstack's VM {vm} waits: {why}", vm=arrival.uuid, why=str(why))
             return False
+        finally:
+            self._settling.discard(arrival.id)
         return True
 
     async def settle_all(self, session: str = "", but: Callable[[Arrival], bool] = lambda arrival: False) -> None:

@@ -16,7 +16,7 @@ from .arrival import ARRIVED, GIVEN_UP, IMPORTING, MARK, Arrival, Arrivals
 from .client import UpstreamClient
 from .metadata import archive_of, begin_import, import_metadata
 from .reading import sr_here
-from .refusals import SessionOver, UpstreamRefuses
+from .refusals import SessionOver, UpstreamRefuses, UpstreamSilent
 from .shadow import Shadows
 
 CREATE_SECONDS = 300.0
@@ -96,7 +96,12 @@ class UpstreamKeeper:
         arrival.task = await self._begin(arrival)
         arrival.state, arrival.begun = IMPORTING, self._clock.seconds()
         await self._arrivals.save(arrival)
-        await self._import(migration, arrival, arrival.task)
+        try:
+            await self._import(migration, arrival, arrival.task)
+        except UpstreamSilent as why:
+            if why.nothing_done:
+                arrival.task = ""  # nobody has to wait for it
+            raise
         await _heard("VM.set_blocked_operations", self._arrivals.lock(arrival))
         migration.story.note(f"VM {arrival.uuid} is at the toolstack, locked")
 

@@ -19,6 +19,11 @@ class UpstreamSilent(MigrateError):
     reason: str
     advice: str = ""
 
+    @property
+    def nothing_done(self) -> bool:
+        """It is known that the upstream has not got the request."""
+        return self.advice == _NOT_DONE
+
     @classmethod
     def after(cls, upstream: str, reason: str, tried: bool) -> UpstreamSilent:
         """`tried`: it may have got the request."""
