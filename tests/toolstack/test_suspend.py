@@ -235,7 +235,7 @@ def fail() -> None:
 
 def at(here: SmallHost, mark: Mark, what: Any) -> None:
     """Before the next such mark is written."""
-    kept = here.toolstack.suspending._journals
+    kept = here.toolstack.suspending._undertakings._journals
     begin = kept.begin
 
     def begun(role: str, migration: str) -> Any:
@@ -264,7 +264,7 @@ def hold(here: SmallHost, point: str) -> defer.Deferred[None]:
         reactor.callLater(0, reached.callback, None)  # type: ignore[attr-defined]
         return defer.Deferred()
 
-    suspending = here.toolstack.suspending
+    toolstack = here.toolstack
     if point == "BEGUN":
         at(here, Mark.BEGUN, stop)
     elif point == "COMMITTED":
@@ -274,9 +274,9 @@ def hold(here: SmallHost, point: str) -> defer.Deferred[None]:
             stream(here, name, stop)
     else:
         where, name = {
-            "image": (suspending._storage, "create_vdi"), "decided": (suspending, "_finish"),
-            "ended": (suspending._machines, "end_domain"), "unpause": (suspending._domains, "unpause"),
-            "drop": (suspending._storage, "destroy_vdi"),
+            "image": (toolstack.storage, "create_vdi"), "decided": (toolstack.suspending._undertakings, "_finish"),
+            "ended": (toolstack.machines, "end_domain"), "unpause": (toolstack.machines._domains, "unpause"),
+            "drop": (toolstack.storage, "destroy_vdi"),
         }[point]  # fmt: skip
 
         async def held(*_: Any, **__: Any) -> None:
@@ -288,7 +288,7 @@ def hold(here: SmallHost, point: str) -> defer.Deferred[None]:
 
 def stream(here: SmallHost, name: str, stop: Any) -> None:
     """The stream has just begun."""
-    domains: Any = here.toolstack.suspending._domains
+    domains: Any = here.toolstack.machines._domains
     begin = getattr(domains, name)
 
     async def begun(*given: Any, **more: Any) -> Any:
@@ -299,6 +299,12 @@ def stream(here: SmallHost, name: str, stop: Any) -> None:
     setattr(domains, name, begun)
 
 
+def outcome(here: SmallHost, task: str) -> str:
+    """The word success, or the sentence of its failure."""
+    record = here.get("task", task)
+    return "success" if record["status"] == "success" else record["error_info"][-1]
+
+
 @pytest.mark.parametrize("point", ["image", "stream", "COMMITTED", "decided", "ended"])
 @pytest_twisted.ensureDeferred
 async def test_the_daemon_ends_while_a_vm_is_suspended(tmp_path: Path, point: str) -> None:
@@ -306,12 +312,14 @@ async def test_the_daemon_ends_while_a_vm_is_suspended(tmp_path: Path, point: st
     async with small_host(tmp_path, world) as here:
         guest = await Guest.started(here)
         reached = hold(here, point)
-        await here.call("Async.VM.suspend", guest.vm)
+        task = await here.call("Async.VM.suspend", guest.vm)
         await reached
     async with small_host(tmp_path, world) as again:
         guest = guest.at(again)
         assert journals(tmp_path) == []
-        if point in ("decided", "ended"):
+        decided = point in ("decided", "ended")
+        assert outcome(again, task) == ("success" if decided else "The daemon ended during VM.suspend: the VM runs on.")
+        if decided:
             await guest.is_suspended()
             await again.call("VM.resume", guest.vm, False, False)
         await guest.runs()
@@ -326,12 +334,14 @@ async def test_the_daemon_ends_while_a_vm_is_resumed(tmp_path: Path, point: str)
         guest = await Guest.started(here)
         await here.call("VM.suspend", guest.vm)
         reached = hold(here, point)
-        await here.call("Async.VM.resume", guest.vm, False, False)
+        task = await here.call("Async.VM.resume", guest.vm, False, False)
         await reached
     async with small_host(tmp_path, world) as again:
         guest = guest.at(again)
         assert journals(tmp_path) == []
-        if point in ("BEGUN", "stream", "COMMITTED"):
+        decided = point in ("decided", "unpause", "drop")
+        assert (outcome(again, task) == "success") is decided
+        if not decided:
             await guest.is_suspended()
             await again.call("VM.resume", guest.vm, False, False)
         await guest.runs()
@@ -342,7 +352,7 @@ async def test_the_daemon_ends_while_a_vm_is_resumed(tmp_path: Path, point: str)
 async def test_a_guest_that_ends_before_it_is_suspended_is_halted(tmp_path: Path) -> None:
     async with small_host(tmp_path) as here:
         guest = await Guest.started(here)
-        domains: Any = here.toolstack.suspending._domains
+        domains: Any = here.toolstack.machines._domains
         begin = domains.suspend
 
         async def suspend(domain: str, *given: Any, **more: Any) -> Any:

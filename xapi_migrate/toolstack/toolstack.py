@@ -36,6 +36,7 @@ from xapi_migrate.toolstack.storage import MakeSR, Storage
 from xapi_migrate.toolstack.storage_calls import StorageCalls
 from xapi_migrate.toolstack.suspending import Suspending
 from xapi_migrate.xenapi.server import XenAPIServer
+from xapi_migrate.xenapi.tasks import Tasks
 
 
 class Follower(Protocol):
@@ -49,13 +50,14 @@ class Toolstack:
 
     def __init__(
         self, storage: Storage, networks: Networks, machines: Machines, suspending: Suspending,
-        operations: Operations, *followers: Follower,
+        operations: Operations, tasks: Tasks, *followers: Follower,
     ) -> None:  # fmt: skip
         self.storage = storage
         self.networks = networks
         self.machines = machines
         self.suspending = suspending
         self.operations = operations
+        self._tasks = tasks
         self._followers = followers
 
     async def open(self) -> None:
@@ -63,7 +65,7 @@ class Toolstack:
         await self.storage.open()
         await self.networks.open()
         await self.machines.open()
-        await self.suspending.recover()
+        await self.suspending.recover(self._tasks.resume, self._tasks)
 
     async def close(self) -> None:
         """Let go; SRs stay attached, domains go on."""
@@ -133,7 +135,7 @@ def make_toolstack(
     )
     server.dispatcher.check_fields(HardwareFields(records, operations).checks())
     allowed = AllowedOperations(records)
-    return Toolstack(storage, networks, machines, suspending, operations, running, allowed)
+    return Toolstack(storage, networks, machines, suspending, operations, server.tasks, running, allowed)
 
 
 async def _no_member(host: str, user: str) -> list[str]:
