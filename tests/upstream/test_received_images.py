@@ -1,4 +1,4 @@
-"""Real daemons and images: a VM is received into xapi's SR of VHDs, and goes on to the raw files of another toolstack."""
+"""Real daemons and images: a VM is received into xapi's SR of VHDs and goes on to raw files of another toolstack."""
 
 from __future__ import annotations
 
