@@ -7,9 +7,10 @@ import runpy
 from pathlib import Path
 
 import attrs
+import click
 import pytest
 
-from xapi_migrate.cli import COMMANDS
+from xapi_migrate.cli import COMMANDS, command
 from xapi_migrate.config import Config, MigrationTimes
 from xapi_migrate.steps import Step
 
@@ -106,3 +107,27 @@ def test_the_packages_to_install_are_those_that_setup_knows() -> None:
     (said,) = re.findall(r"apt-get install ((?:[^\\\n]|\\\n)+)", (ROOT / "docs/operations.md").read_text())
     known = re.sub("#.*", "", (ROOT / "scripts/apt-packages").read_text()).split()
     assert set(said.replace("\\", "").split()) - set(known) == set()
+
+
+def test_each_option_is_said_of_the_commands_that_have_it() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+    made = {name: command.get_command(click.Context(command), name) for name in COMMANDS}
+    options = {
+        name: {option for parameter in one.params for option in parameter.opts if option.startswith("--")}
+        for name, one in made.items()
+        if one is not None
+    }
+    to_a_server = {name for name in options if "--url" in options[name]}
+    lists = {name for name in options if name.endswith("-list")}
+    groups = {"commands that speak to a server": to_a_server, "the same": to_a_server, "all lists": lists}
+    said: dict[str, set[str]] = {}
+    for cell, of in re.findall(r"^\| (`--[^|]+) \| ([^|]+) \|", text.replace("\\|", " "), re.MULTILINE):
+        commands = {name for name in re.findall(r"`([a-z-]+)`", of.replace("`--url`", "")) if name in options}
+        commands |= {name for words, names in groups.items() if words in of for name in names}
+        for option in re.findall(r"--[\w-]+", cell):
+            said.setdefault(option, set()).update(commands)
+    has = {option: {name for name in options if option in options[name]} for option in set().union(*options.values())}
+    daemons = {option for option, commands in said.items() if commands == {"serve"}}
+    assert {option: commands for option, commands in said.items() if option not in daemons} == {
+        option: commands | (said.get(option, set()) & {"serve"}) for option, commands in has.items()
+    }

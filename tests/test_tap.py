@@ -30,11 +30,15 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     config = parsed(
         "--config", str(path), "--listen", "tcp:2", "--listen", "tls:3", "--schemes", "http, https", "--set", "poll=1",
         "--auth", "file:/etc/users", "--auth", "unix:root,me", "--addresses", "10.0.0.1",
-        "--domains", "xen", "--database", "sqlite:///x",
+        "--domains", "qemu", "--database", "sqlite:///x",
     ).config_value  # fmt: skip
     assert (config.state_dir, config.listen, config.iscsi_port) == (Path("/a"), ("tcp:2", "tls:3"), 5)
     assert (config.schemes, config.addresses, config.times.poll) == (("http", "https"), ("10.0.0.1",), 1.0)
-    assert (config.auth, config.domains, config.database) == (("file:/etc/users", "unix:root,me"), "xen", "sqlite:///x")
+    assert (config.auth, config.domains, config.database) == (
+        ("file:/etc/users", "unix:root,me"),
+        "qemu",
+        "sqlite:///x",
+    )
 
 
 @pytest.mark.parametrize(

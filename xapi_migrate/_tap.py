@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet import defer
+from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.usage import Options as UsageOptions
@@ -133,7 +134,7 @@ class DaemonService(Service):
     def _failed(self, failure: Failure) -> None:
         if not self.running and failure.check(defer.CancelledError):
             return
-        if failure.check(MigrateError, ConfigError, OSError):
+        if failure.check(MigrateError, ConfigError, OSError, CannotListenError):
             self.problem = f"The daemon could not start: {failure.value}"
             self.log.critical("{problem}", problem=self.problem)
         else:

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 
 from .config import Config, MigrationTimes
+from .configuration_limits import check
 
 
 class ConfigError(ValueError):
@@ -68,7 +69,11 @@ def build(values: Mapping[str, Any]) -> Config:
     if not isinstance(times, Mapping):
         raise ConfigError("times is a table of names and seconds.")
     arguments = _arguments(Config, given, "")
-    return Config(**arguments, times=MigrationTimes(**_arguments(MigrationTimes, times, "times.")))
+    config = Config(**arguments, times=MigrationTimes(**_arguments(MigrationTimes, times, "times.")))
+    wrong = check(config)
+    if wrong:
+        raise ConfigError(wrong)
+    return config
 
 
 def show(config: Config) -> str:
@@ -82,10 +87,9 @@ def show(config: Config) -> str:
 
 def _arguments(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     types = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(types))
-    if unknown:
+    for unknown in (name for name in values if name not in types):
         known = ", ".join(name for name in types if name != "times")
-        raise ConfigError(f"There is no setting named {prefix}{unknown[0]}; there are {known}.")
+        raise ConfigError(f"There is no setting named {prefix}{unknown}; there are {known}.")
     return {name: _value(types[name], value, prefix + name) for name, value in values.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 
 from . import tls
@@ -115,7 +115,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     vouching = config.upstream_authorities
     upstream_trust = await in_thread(tls.trust_root, state_dir / vouching) if vouching else None
     reach = Reach.all_but(config.denied_networks)
-    endpoints = [tls.server_endpoint(reactor, one, identity) for one in config.listen]
+    endpoints = [_endpoint(reactor, one, identity) for one in config.listen]
 
     records = Records(data_model(), reactor, config.database or f"sqlite:///{state_dir / 'records.db'}")
     records.shared = bool(config.database)
@@ -270,6 +270,13 @@ def _host(
         stories=state_dir / "migrations",
         at=at,
     )
+
+
+def _endpoint(reactor: Any, description: str, identity: tls.HostIdentity) -> IStreamServerEndpoint:
+    try:
+        return tls.server_endpoint(reactor, description, identity)
+    except (ValueError, TypeError, OSError) as error:  # whatever Twisted's parsers of each kind raise
+        raise InvalidValue("listen", f"{description} ({error})") from None
 
 
 def _peer(config: Config, reactor: Any, trust: Any, reach: Reach, uris: list[str]) -> IPeer:

@@ -14,9 +14,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
-from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
+from xapi_migrate.errors import InvalidValue
 from xapi_migrate.store.schema import COUNTERS, GENERATION, HORIZON, MEMBERS, RECORDS, REMOVED, SECRETS, SEED, upgrade
 from xapi_migrate.xenapi.types import Type
 
@@ -61,9 +75,14 @@ class News:
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for a database URL; transactions of an SQLite one take the write lock at once unless they only read."""
+    """An engine for a database URL; transactions of an SQLite one take the write lock at once unless they only read.
+    InvalidValue."""
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.partition("://")[2]
+    try:
+        make_url(url)
+    except ArgumentError:  # the URL may hold a password: it is not repeated
+        raise InvalidValue("database", "there (no URL such as postgresql://USER@HOST/NAME)") from None
     if not url.startswith("sqlite"):
         alive = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
         return create_engine(url, pool_pre_ping=True, pool_size=1, connect_args={**alive, "tcp_user_timeout": 10000})
