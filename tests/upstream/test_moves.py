@@ -10,7 +10,7 @@ import pytest_twisted
 import XenAPI
 from twisted.internet import threads
 
-from tests.upstream.beside import begin, beside, halted_vm, offer, session_of, world
+from tests.upstream.beside import Two, begin, beside, halted_vm, offer, session_of, world
 from xapi_migrate.upstream.lease import BLOCKED
 
 
@@ -54,7 +54,9 @@ async def test_it_is_locked_while_it_moves_and_free_when_that_comes_to_nothing(k
                     call(session.xenapi)
             with pytest.raises(XenAPI.Failure, match="OTHER_OPERATION_IN_PROGRESS"):
                 session.xenapi.VM.migrate(vm, uris, {}, {})
-            assert session.xenapi.VM.get_all() == [vm]  # the receiver's hidden one is elsewhere, ours is not shown
+            # the receiver's hidden one is elsewhere, ours is not shown
+            assert [ref for ref in session.xenapi.VM.get_all() if ref in two.source.records.refs("VM")] == [vm]
+            assert len(session.xenapi.VM.get_all()) - (kind == "xapi") == 1
             session.xenapi.task.cancel(task)
 
         await threads.deferToThread(meanwhile)
@@ -189,3 +191,104 @@ async def test_the_calls_of_todays_clients_move_it_to_a_host_of_ours(kind: str, 
         assert there.records.get("VM", ref)["uuid"] == uuid
         assert two.source.records.refs("VM") == [running]
         assert here.leases.known == {}
+
+
+def plugs(two: Two, vdi: str) -> list[dict[str, Any]]:
+    """VBDs by which the control domain has it."""
+    vbds = [two.source.records.get("VBD", vbd) for vbd in two.source.records.get("VDI", vdi)["VBDs"]]
+    mine = two.source.records.refs("VM")
+    return [vbd for vbd in vbds if vbd["VM"] not in mine]
+
+
+@pytest.mark.parametrize("kind", ["xapi"], indirect=True)
+@pytest.mark.parametrize("moves", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_its_disks_are_in_use_meanwhile(kind: str, tmp_path: Path, moves: bool) -> None:
+    """By the control domain, to read: nobody writes to them, or destroys them."""
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
+        begun = await begin(two, here)
+        for vdi in begun.vdis:
+            [plug] = plugs(two, vdi)
+            assert (plug["mode"], plug["currently_attached"], plug["other_config"]) == (
+                "RO", True, {"xapi_migrate": next(iter(here.leases.known))}
+            )  # fmt: skip
+
+        def another_takes(vdi: str) -> str:
+            x = begun.session.xenapi
+            vm = x.VM.create({"name_label": "another", "memory_static_max": "67108864", "VCPUs_max": "1"})
+            x.VM.set_is_a_template(vm, False)
+            x.VBD.create({"VM": vm, "VDI": vdi, "userdevice": "0", "mode": "RW", "type": "Disk", "empty": False})
+            with pytest.raises(XenAPI.Failure, match="SR_BACKEND_FAILURE_46"):
+                x.VM.start(vm, False, False)
+            with pytest.raises(XenAPI.Failure, match="VDI_IN_USE"):
+                x.VDI.destroy(vdi)
+            return str(vm)
+
+        another = await threads.deferToThread(another_takes, begun.vdis[0])
+        await threads.deferToThread(begun.session.xenapi.VM.destroy, another)
+        if moves:
+            here.disks.popitem()[1].stalled = False
+        else:
+            here.overlaid.server.tasks.get(begun.task).cancel()
+        await two.until(lambda: not here.leases.known)
+        assert two.source.records.refs("VDI") == ([] if moves else begun.vdis)
+        assert len(two.source.records.refs("VBD")) == (0 if moves else 2)
+        if not moves:
+            await threads.deferToThread(begun.session.xenapi.VM.start, begun.vm, False, False)
+
+
+@pytest.mark.parametrize("kind", ["xapi"], indirect=True)
+@pytest.mark.parametrize("lost", ["VBD.create", "VBD.plug", "VBD.unplug", "VBD.destroy"])
+@pytest_twisted.ensureDeferred
+async def test_what_is_plugged_is_found_again_though_an_answer_is_lost(kind: str, tmp_path: Path, lost: str) -> None:
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
+        vm, _, vdis = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        session = await threads.deferToThread(session_of, here)
+        xapi: Any = two.source
+        answering = xapi.xapi.database.call
+
+        def losing(method: str, params: list[Any], local: bool) -> Any:
+            said = answering(method, params, local)
+            if method == lost:
+                xapi.xapi.database.call = answering
+                raise OSError("the answer is lost")
+            return said
+
+        xapi.xapi.database.call = losing
+        task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+        if lost in ("VBD.create", "VBD.plug"):
+            await two.until(lambda: here.records.get("task", task)["status"] == "failure")
+        else:
+            await two.until(lambda: here.engine._outgoing)
+            here.overlaid.server.tasks.get(task).cancel()
+            await two.until(lambda: here.records.get("task", task)["status"] == "cancelled")
+            with pytest.raises(XenAPI.Failure, match="HANDLE_INVALID"):  # settles it by the way
+                await threads.deferToThread(session.xenapi.VM.migrate, "OpaqueRef:nobody", uris, {}, {})
+        assert here.leases.known == {}
+        assert [plugs(two, vdi) for vdi in vdis] == [[], []]
+        assert two.source.records.get("VM", vm)["blocked_operations"] == {}
+        await threads.deferToThread(session.xenapi.VM.start, vm, False, False)
+
+
+@pytest.mark.parametrize("kind", ["xapi"], indirect=True)
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_another_vm_got_meanwhile_is_not_sent(kind: str, tmp_path: Path) -> None:
+    async with world(tmp_path, kind) as (two, kept), beside(two.source, kept) as here:
+        vm, _, vdis = await halted_vm(two.source)
+        uris = await offer(two.destination)
+        session = await threads.deferToThread(session_of, here)
+        database: Any = two.source.xapi.database  # type: ignore[attr-defined]
+        answering = database.call
+
+        def taking(method: str, params: list[Any], local: bool) -> Any:
+            if method == "VBD.plug":
+                database.call = answering
+                database.create("VBD", VM=database.create("VM", name_label="another"), VDI=vdis[1], mode="RO")
+            return answering(method, params, local)
+
+        database.call = taking
+        with pytest.raises(XenAPI.Failure, match="OPERATION_NOT_ALLOWED"):
+            await threads.deferToThread(session.xenapi.VM.migrate, vm, uris, {}, {})
+        assert here.leases.known == {}
+        assert two.source.records.get("VM", vm)["blocked_operations"] == {}

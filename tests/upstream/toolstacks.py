@@ -137,6 +137,7 @@ async def toolstack(kind: str, folder: Path, luns: FakeLuns) -> AsyncIterator[To
     else:
         xapi = SimulatedXapi({USER: (PASSWORD, "root")})
         xapi.start()
+        xapi.database.add_control_domain()
         try:
             yield SimulatedToolstack(xapi)
         finally:

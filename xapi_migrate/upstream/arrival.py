@@ -19,8 +19,9 @@ from twisted.logger import Logger
 
 from ..errors import MigrateError, RemoteError
 from .client import UpstreamClient
-from .lease import BLOCKED, OURS
+from .lease import BLOCKED
 from .notes import Notes
+from .reading import OURS
 
 MARK = "xapi_migrate_arrival"
 """The key of other_config with the migration's id."""

@@ -7,7 +7,6 @@ with the session that may undo it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,9 +16,9 @@ from twisted.logger import Logger
 from ..errors import MigrateError, RemoteError
 from .client import UpstreamClient
 from .notes import Notes
+from .plugs import Plugs
+from .reading import OURS
 
-OURS = "xapi_migrate:"
-"""What our reasons in blocked_operations begin with."""
 BLOCKED = (
     "start", "start_on", "clone", "copy", "snapshot", "export", "migrate_send", "make_into_template", "provision",
     "destroy",
@@ -61,20 +60,26 @@ class Leases:
 
     def __init__(self, client: UpstreamClient, folder: Path) -> None:
         self._client = client
+        self._plugs = Plugs(client)
+        self.active: set[str] = set()
+        """The ids of those with which something is being done."""
         self._notes = Notes(folder, Lease)
         self.known = self._notes.known
         self.load = self._notes.load
         self.save = self._notes.save
 
     async def take(self, vm: str, uuid: str, session: str, vdis: list[str]) -> Lease:
-        """Lock the VM. RemoteError, and then it is not locked."""
+        """Lock the VM and its disks; it is `active` then. RemoteError, and then it is not locked."""
         lease = Lease(str(uuid4()), vm, session, vdis, uuid=uuid)
-        await self.save(lease)
+        self.active.add(lease.id)
         try:
+            await self.save(lease)
             for operation in BLOCKED:
                 await self._client.call("VM.add_to_blocked_operations", session, vm, operation, lease.reason)
+            await self._plugs.plug(lease.id, session, vdis)
         except BaseException:
             await self.settle(lease)
+            self.active.discard(lease.id)
             raise
         return lease
 
@@ -94,6 +99,7 @@ class Leases:
         UpstreamSilent, OSError: it could not be done yet."""
         assert lease.state != MOVING, lease.id
         session = session or lease.session
+        await self._plugs.unplug(lease.id, session, lease.vdis)
         if lease.state == MOVED:
             await self._remove(lease, session)
         else:
@@ -138,8 +144,8 @@ class Leases:
             if refusal.failure()[0] != "HANDLE_INVALID":
                 raise
 
-    async def settle_all(self, session: str = "", but: Callable[[Lease], bool] = lambda lease: False) -> None:
+    async def settle_all(self, session: str = "") -> None:
         """Whatever can be settled now."""
         for lease in list(self.known.values()):
-            if not but(lease):
+            if lease.id not in self.active:
                 await self.settle(lease, session)

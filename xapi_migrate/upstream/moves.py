@@ -19,7 +19,7 @@ from ..xenapi.calls import CallContext
 from ..xenapi.tasks import Task
 from .client import UpstreamClient
 from .lease import HELD, KEPT, MOVED, MOVING, Lease, Leases
-from .reading import check, read_vm, record_of
+from .reading import check, read_disk, read_vm, record_of
 from .shadow import Shadows
 
 AGAIN = 30.0
@@ -60,7 +60,6 @@ class UpstreamMoves:
         self._leases = leases
         self._shadows = shadows
         self._engine = engine
-        self._active: set[str] = set()
         self._under_way: set[defer.Deferred[None]] = set()
         self._settling = task.LoopingCall(self._settle_all)
         self._settling.clock = clock
@@ -80,7 +79,7 @@ class UpstreamMoves:
                     vm=lease.name,
                 )  # fmt: skip
                 continue
-            self._active.add(lease.id)
+            self._leases.active.add(lease.id)
             work = started(self._follow(lease, ending))
             self._under_way.add(work)
             work.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
@@ -125,7 +124,7 @@ class UpstreamMoves:
         self, call: CallContext, vm: str, uris: list[str], vdi_map: dict[str, str], options: dict[str, str],
         vif_map: dict[str, str],
     ) -> str:  # fmt: skip
-        await self._leases.settle_all(call.session, lambda lease: lease.id in self._active)
+        await self._leases.settle_all(call.session)
         for lease in self._leases.known.values():
             if lease.vm == vm:
                 raise OtherOperationInProgress("VM", vm, "migrate_send", lease.id)
@@ -135,11 +134,12 @@ class UpstreamMoves:
         call.task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
         call.task.set_other("applies_to", vm)
         lease = await self._leases.take(vm, str(seen.record["uuid"]), call.session, list(seen.vdis))
-        self._active.add(lease.id)
         try:
-            # it may have been started between the look and the lock
+            # it may have been started between the look and the lock, or another VM may have got a disk
             now = await record_of(self._client, call.session, "VM", vm)
             check(vm, now)
+            for ref, vbd in seen.vbds.items():
+                await read_disk(self._client, call.session, vbd["VDI"], ref)
             await self._shadows.cast(seen)
             lease.state = MOVING
             await self._leases.save(lease)
@@ -186,7 +186,7 @@ class UpstreamMoves:
         """The engine is done with it."""
         self._shadows.drop(lease.vm, lease.vdis)
         await self._leases.settle(lease)
-        self._active.discard(lease.id)
+        self._leases.active.discard(lease.id)
 
     # -- what an administrator may ask and say -----------------------------------------------------
 
@@ -194,7 +194,7 @@ class UpstreamMoves:
         """VMs that stay locked because the toolstack could not be told how it ended; `session` removes."""
         return [
             Leftover("lock", lease.name, *_TOLD[lease.state], partial(self._leases.undo, lease, session))
-            for lease in self._leases.known.values() if lease.state != MOVING and lease.id not in self._active
+            for lease in self._leases.known.values() if lease.state != MOVING and lease.id not in self._leases.active
         ]  # fmt: skip
 
     def in_doubt(self) -> list[str]:
@@ -220,10 +220,10 @@ class UpstreamMoves:
 
     def _lost(self) -> list[Lease]:
         known = self._leases.known.values()
-        return [lease for lease in known if lease.state == MOVING and lease.id not in self._active]
+        return [lease for lease in known if lease.state == MOVING and lease.id not in self._leases.active]
 
     def _settle_all(self) -> defer.Deferred[None]:
-        work = started(self._leases.settle_all(but=lambda lease: lease.id in self._active))
+        work = started(self._leases.settle_all())
         work.addErrback(lambda failure: self.log.failure("VMs of the toolstack stay locked for now", failure))
         return work
 

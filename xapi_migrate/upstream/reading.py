@@ -9,10 +9,14 @@ import attrs
 
 from ..errors import OperationNotAllowed, OtherOperationInProgress, SrNotAttached, VmBadPowerState
 from ..refusals import OperationBlocked, VmIsSnapshot, VmIsTemplate
+from ..store.interfaces import NULL
 from .client import UpstreamClient
-from .lease import OURS
 
 MOST_DEVICES = 64
+OURS = "xapi_migrate:"
+"""What our reasons in blocked_operations begin with."""
+PLUG = "xapi_migrate"
+"""In the other_config of a VBD: by which lock it was made, see plugs.py."""
 _OPERATION = "migrate_send"
 Raw = dict[str, Any]
 
@@ -50,8 +54,7 @@ async def read_vm(client: UpstreamClient, session: str, vm: str) -> Seen:
         vbd = await record_of(client, session, "VBD", ref)
         if vbd.get("type") == "Disk" and not vbd.get("empty"):
             vbds[ref] = vbd
-            vdis[vbd["VDI"]] = vdi = await record_of(client, session, "VDI", vbd["VDI"])
-            _check_disk(vbd["VDI"], vdi, ref)
+            vdis[vbd["VDI"]] = await read_disk(client, session, vbd["VDI"], ref)
     srs: dict[str, Raw] = {}
     pbds: dict[str, Raw] = {}
     for vdi in vdis.values():
@@ -95,8 +98,23 @@ def check(vm: str, record: Raw) -> None:
         raise VmBadPowerState(vm, "halted", state.lower())
 
 
-def _check_disk(ref: str, vdi: Raw, vbd: str) -> None:
-    others = [one for one in vdi.get("VBDs") or [] if one != vbd]
+async def control_domain(client: UpstreamClient, session: str) -> str:
+    """Of the session's host; "" if the upstream has none. RemoteError, UpstreamSilent."""
+    host = await client.call("session.get_this_host", session, session)
+    domain = (await record_of(client, session, "host", host)).get("control_domain")
+    return domain if isinstance(domain, str) and domain != NULL else ""
+
+
+async def read_disk(client: UpstreamClient, session: str, ref: str, vbd: str) -> Raw:
+    """The record of a VDI that only this VBD has, but for plugs of ours. OperationNotAllowed."""
+    vdi = await record_of(client, session, "VDI", ref)
+    others = [one for one in _refs(vdi, "VBDs") if one != vbd]
+    records = [await record_of(client, session, "VBD", one) for one in others]
+    _check_disk(ref, vdi, any(PLUG not in (one.get("other_config") or {}) for one in records))
+    return vdi
+
+
+def _check_disk(ref: str, vdi: Raw, others: bool) -> None:
     if others or vdi.get("sharable"):
         raise OperationNotAllowed(f"The VDI {ref} belongs to other VMs too, which could write to it meanwhile.")
     if "vhd-parent" in (vdi.get("sm_config") or {}) or vdi.get("snapshots"):

@@ -10,9 +10,8 @@ from twisted.logger import Logger
 from ..errors import HandleInvalid, MigrateError
 from ..store.records import Records
 from ..xenapi.arguments import Arguments
-from .lease import OURS
 from .lent import backend_of
-from .reading import Raw, Seen
+from .reading import OURS, Raw, Seen
 
 _OWN = frozenset({"uuid", "current_operations", "allowed_operations", "blocked_operations", "currently_attached"})
 """Fields that are not taken over as they are."""

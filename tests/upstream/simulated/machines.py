@@ -47,6 +47,43 @@ class Machines(Tables):
             self.storage(record["SR"]).destroy(record["uuid"])
             self.destroy("VDI", vdi)
 
+    # -- VBDs ------------------------------------------------------------------------------------
+
+    def VBD_plug(self, vbd: str) -> None:
+        """Between attachments of one VDI the storage layer judges: by the key of a host in its sm_config."""
+        record = self.find("VBD", vbd)
+        if self.find("VM", record["VM"])["power_state"] != "Running":
+            raise Failure("VM_BAD_POWER_STATE", record["VM"], "running", "halted")
+        if record["currently_attached"]:
+            raise Failure("DEVICE_ALREADY_ATTACHED", vbd)
+        self._attach(vbd)
+
+    def _attach(self, vbd: str) -> None:
+        with self.changed:
+            record = self.find("VBD", vbd)
+            config = self.find("VDI", record["VDI"])["sm_config"]
+            modes = [mode for key, mode in config.items() if key.startswith("host_")]
+            if "RW" in modes or (modes and record["mode"] == "RW"):
+                raise Failure("SR_BACKEND_FAILURE_46", "", "The VDI is not available", "it is attached")
+            self.update("VDI", record["VDI"], sm_config={**config, f"host_{self.host}": record["mode"]})
+            self.update("VBD", vbd, currently_attached=True)
+
+    def VBD_unplug(self, vbd: str) -> None:
+        with self.changed:
+            record = self.find("VBD", vbd)
+            if not record["currently_attached"]:
+                raise Failure("DEVICE_ALREADY_DETACHED", vbd)
+            self.update("VBD", vbd, currently_attached=False)
+            vdi = self.find("VDI", record["VDI"])
+            if not any(self.find("VBD", one)["currently_attached"] for one in vdi["VBDs"]):
+                config = {key: one for key, one in vdi["sm_config"].items() if not key.startswith("host_")}
+                self.update("VDI", record["VDI"], sm_config=config)
+
+    def VBD_destroy(self, vbd: str) -> None:
+        if self.find("VBD", vbd)["currently_attached"]:
+            raise Failure("OPERATION_NOT_ALLOWED", f"VBD '{vbd}' still attached")
+        self.destroy("VBD", vbd)
+
     # -- VMs -------------------------------------------------------------------------------------
 
     def VM_start(self, vm: str, paused: bool, force: bool) -> None:
@@ -57,6 +94,9 @@ class Machines(Tables):
             raise Failure("VM_IS_TEMPLATE", vm)
         if record["power_state"] != "Halted":
             raise Failure("VM_BAD_POWER_STATE", vm, "halted", record["power_state"].lower())
+        for vbd in record["VBDs"]:
+            if not self.find("VBD", vbd)["empty"]:
+                self._attach(vbd)
         self.update("VM", vm, power_state="Running", resident_on=self.host)
         self.starts.append(record["uuid"])
 

@@ -64,6 +64,14 @@ class Tables:
         self.pool = self.create("pool", master=self.host)
         self.network = self.create("network", name_label="Pool-wide network", bridge="xenbr0")
 
+    def add_control_domain(self) -> None:
+        """As every xapi has one; most tests do without."""
+        domain = self.create(
+            "VM", name_label="Control domain on host: simulated", is_control_domain=True, is_a_template=False,
+            power_state="Running", domid=0, resident_on=self.host,
+        )  # fmt: skip
+        self.update("host", self.host, control_domain=domain)
+
     # -- records ---------------------------------------------------------------------------------
 
     def create(self, cls: str, **fields: Any) -> str:
