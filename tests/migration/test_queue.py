@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet import defer
 from twisted.internet.task import Clock
 
 from xapi_migrate.errors import HeartbeatLost, NoUriAnswered, TaskCancelled
@@ -296,3 +297,49 @@ def test_cancelled_is_what_a_client_reads() -> None:
     second.cancel()
     assert world.run(5, lambda: over(second))
     assert isinstance(second.value, TaskCancelled)
+
+
+def within(world: TwoHosts, task: SimTask, until: defer.Deferred[None]) -> defer.Deferred[None]:
+    """Disks move within the host until it is said that they have."""
+
+    async def move() -> None:
+        async with world.source.engine.turn_within(task):
+            await until
+
+    return defer.ensureDeferred(move())
+
+
+def test_disks_that_move_within_the_host_have_their_turn_among_the_vms() -> None:
+    world = alone(sends_at_once=1)
+    stall(world)
+    first = world.migrate(world.source.new_vm(disks=1))
+    moved: defer.Deferred[None] = defer.Deferred()
+    motion, given_up = (world.source.tasks.begin("a motion", "") for _ in range(2))
+    moving = within(world, motion, moved)
+    never = within(world, given_up, defer.Deferred())
+    last = world.migrate(world.source.new_vm(disks=1))
+    assert world.run(20, lambda: places([first, motion, given_up, last]) == ["", "1", "2", "3"])
+    assert (motion.other["waiting"], last.other["waiting"]) == ("to be moved", "to be sent")
+    assert given_up.cancel()
+    never.addErrback(lambda failure: failure.trap(TaskCancelled) and None)
+    assert world.run(20, lambda: places([motion, last]) == ["1", "2"])
+    assert never.called
+    stall(world, False)
+    assert world.run(60, lambda: places([motion, last]) == ["", "1"] and "waiting" not in motion.other)
+    assert not moving.called and not world.run(20, lambda: over(last))
+    moved.callback(None)
+    assert world.run(60, lambda: over(last))
+    assert (first.status, last.status) == ("success", "success")
+    all_moved(world, 2)
+
+
+def test_disks_that_wait_are_told_when_the_daemon_ends() -> None:
+    world = alone(sends_at_once=1)
+    stall(world)
+    world.migrate(world.source.new_vm(disks=1))
+    waits = within(world, world.source.tasks.begin("a motion", ""), defer.Deferred())
+    told: list[type[Exception] | None] = []
+    waits.addErrback(lambda failure: told.append(failure.type))
+    defer.ensureDeferred(world.source.engine.stop())
+    world.run(1)
+    assert told == [MigrationNotBegun]

@@ -118,6 +118,30 @@ def test_a_vm_that_does_not_run(here: World, tmp_path: Path, state: str) -> None
     assert made.guest.ticker.lost(as_raw(here.images(here.source, made.uuid)[0], tmp_path), printed.counters) == []
 
 
+def test_more_than_three_wait_for_each_other(here: World) -> None:
+    with here.session(here.source) as api:
+        raw, qcow2 = (api.SR.get_by_uuid(here.source.srs[label]) for label in ("local-raw", "local-qcow2"))
+        vms, vdis = [], []
+        for number in range(5):
+            vms.append(api.VM.create({"name_label": f"vm {number}", "memory_static_max": str(64 << 20)}))
+            vdis.append(api.VDI.create({"SR": raw, "virtual_size": str(16 << 20), "type": "user"}))
+            api.VBD.create({"VM": vms[-1], "VDI": vdis[-1], "userdevice": "0"})
+        tasks = [api.Async.VDI.pool_migrate(vdi, qcow2, {}) for vdi in vdis]
+        said = [api.task.get_other_config(task) for task in tasks]
+        assert [one.get("behind", "") for one in said] == ["", "", "", "3", "4"], said
+        assert said[4]["waiting"] == "to be moved"
+    for task in tasks:
+        assert here.follow(task).status == "success"
+    with here.session(here.source) as api:
+        for vm in vms:
+            (vbd,) = api.VM.get_VBDs(vm)
+            vdi = api.VBD.get_VDI(vbd)
+            assert api.VDI.get_SR(vdi) == qcow2
+            api.VM.destroy(vm)
+            api.VDI.destroy(vdi)
+    assert files(here) == []
+
+
 def test_what_is_refused(here: World) -> None:
     made = here.new_guest(here.source, Guest())
     with here.session(here.source) as api:

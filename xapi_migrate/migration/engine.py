@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from uuid import uuid4
 
 import attrs
@@ -30,16 +32,15 @@ from ..uris.capability import digest as capability_digest
 from . import within_pool
 from .host import Host, TaskHandle
 from .incoming import Incoming, Plan
-from .interfaces import IOffers, IPeer, IReceiving, Outcome
+from .interfaces import IOffers, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
 from .outgoing import OPTIONS, Outgoing, before_memory, begun_entry, checked_options, from_journal, outgoing_disks
 from .phase2_preparation import document_of
 from .phase5_completion import Farewell
-from .queue import Queue, Turn
+from .queue import Queue
 from .receiving import Receiving
 from .sending import Sending
-from .story import Story
-from .waiting import tell_place, wait_for_turn
+from .waiting import tell_place, wait_alone, wait_for_turn
 
 log = Logger()
 MOST_URIS = 16
@@ -133,9 +134,7 @@ class Engine:
         turn = self._sends.join(lambda behind: tell_place(task, "to be sent", behind))
         try:
             await host.toolstack.hold(vm)
-            if self._stopped:
-                raise MigrationNotBegun
-            await self._wait(turn, task, peer, story)
+            await self._wait(partial(wait_for_turn, host, turn, task, peer, story))
             record = self._check(vm)  # it may have shut down meanwhile
             if copying:
                 self._check_copy(vm, vdi_to_sr)
@@ -184,11 +183,25 @@ class Engine:
             raise VmHasNoSuspendVdi(vm)
         return record
 
-    async def _wait(self, turn: Turn, task: TaskHandle, peer: IPeer, story: Story) -> None:
+    @asynccontextmanager
+    async def turn_within(self, task: TaskHandle) -> AsyncIterator[None]:
+        """For disks that move within this host, which is as much work for it as if they left: they wait their turn with
+        the VMs that are sent, and have it inside. TaskCancelled, MigrationNotBegun."""
+        turn = self._sends.join(lambda behind: tell_place(task, "to be moved", behind))
+        try:
+            await self._wait(partial(wait_alone, turn, task))
+            yield
+        finally:
+            turn.end()
+
+    async def _wait(self, waiting: Callable[[Moment[None]], Awaitable[None]]) -> None:
+        """`waiting` is told when the daemon ends."""
+        if self._stopped:
+            raise MigrationNotBegun
         over: Moment[None] = Moment()
         self._waiting.add(over)
         try:
-            await wait_for_turn(self._host, turn, task, peer, story, over)
+            await waiting(over)
         finally:
             self._waiting.discard(over)
 

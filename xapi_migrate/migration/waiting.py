@@ -3,6 +3,8 @@ Nothing is in the journal yet: if the daemon ends meanwhile nothing has been don
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from ..errors import TaskCancelled
 from ..moment import Moment
 from ..together import unless
@@ -30,19 +32,31 @@ async def wait_for_turn(
     is not there to begin with, HeartbeatLost if it is silent for too long, MigrationAborted; TaskCancelled."""
     if turn.has_come:
         return
-    task.on_cancel(lambda: over.fail(TaskCancelled(task.ref)))
     pulse = Pulse(host.clock, host.config.times, peer, story, _nothing, over.fail)
-    spoiler = over.wait()
     try:
         story.note(f"waits behind {turn.behind} other migrations from this host")
-        await unless(_reached(peer, pulse, turn), spoiler)
+        await _unless_over(_reached(peer, pulse, turn), task, over)
     finally:
         pulse.stop()
+    story.note("its turn has come")
+
+
+async def wait_alone(turn: Turn, task: TaskHandle, over: Moment[None]) -> None:
+    """The same where there is no receiver that has to keep an offer."""
+    if not turn.has_come:
+        await _unless_over(turn.wait(), task, over)
+
+
+async def _unless_over(waiting: Awaitable[None], task: TaskHandle, over: Moment[None]) -> None:
+    task.on_cancel(lambda: over.fail(TaskCancelled(task.ref)))
+    spoiler = over.wait()
+    try:
+        await unless(waiting, spoiler)
+    finally:
         task.on_cancel(None)
         spoiler.addErrback(lambda _: None)
         spoiler.cancel()
         tell_place(task, "", 0)
-    story.note("its turn has come")
 
 
 async def _reached(peer: IPeer, pulse: Pulse, turn: Turn) -> None:

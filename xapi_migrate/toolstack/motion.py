@@ -8,6 +8,7 @@ then       pivot, VBDs, the old VDI goes, and the journal
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -31,12 +32,13 @@ ROLE = "motion"
 
 
 class StorageMotion:
-    """All motions of this host."""
+    """All motions of this host. `turn` is held by each: the VMs of a client wait for each other."""
 
     def __init__(
         self, records: Records, storage: Storage, operations: Operations, checks: SenderChecks, journals: IJournals,
-        claims: Claims, clock: Any,
+        claims: Claims, clock: Any, turn: Callable[[TaskHandle], AbstractAsyncContextManager[None]],
     ) -> None:  # fmt: skip
+        self._turn = turn
         self._claims = claims
         self._records = records
         self._storage = storage
@@ -51,7 +53,8 @@ class StorageMotion:
         vm = self._vm_of(vdi)
         self._check(vm, vdi, sr)
         with self._operations.operation(vm, OPERATION, task.ref):
-            return await self._move(vm, vdi, sr, task, (0.0, 1.0))
+            async with self._turn(task):
+                return await self._move(vm, vdi, sr, task, (0.0, 1.0))
 
     async def move_all(self, vm: str, vdi_to_sr: dict[str, str], task: TaskHandle) -> None:
         """VM.migrate_send to the host where the VM is: each disk whose SR is to be another, one after the other."""
@@ -60,8 +63,9 @@ class StorageMotion:
             self._check(vm, vdi, sr)
         share = 1 / max(1, len(moving))
         with self._operations.operation(vm, OPERATION, task.ref):
-            for number, (vdi, sr) in enumerate(moving.items()):
-                await self._move(vm, vdi, sr, task, (number * share, share))
+            async with self._turn(task):
+                for number, (vdi, sr) in enumerate(moving.items()):
+                    await self._move(vm, vdi, sr, task, (number * share, share))
 
     # -- before anything is done
 

@@ -157,8 +157,9 @@ def register_migration_calls(
         server.records, host.ref, host.toolstack.sr, toolstack.networks, stream, host.claims, host.clock
     )
     motion = StorageMotion(
-        server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock
-    )
+        server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock,
+        engine.turn_within,
+    )  # fmt: skip
     placement = Placement(server.records, host.ref, toolstack.networks, host.claims.memory)
     server.dispatcher.register(
         MotionCalls(server.records, motion),
