@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from twisted.internet import threads
 from tests.upstream.beside import Beside, beside
 from tests.upstream.receiver import MAC_SEED, World, crash_at, session_of, world
 from tests.upstream.simulated.records import Failure
+from tests.upstream.toolstacks import toolstack
+from tests.xenapi.two_servers import PASSWORD, USER
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.memory_journals import Crash
 from xapi_migrate.upstream.lease import BLOCKED
@@ -145,6 +148,37 @@ async def test_the_answer_to_the_import_is_lost(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_it_is_given_up_while_the_upstream_imports_it(tmp_path: Path) -> None:
+    """The upstream makes the VM when nobody wants it any more: it is not forgotten before."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        imports: list[int] = []
+        goes_on = threading.Event()
+
+        def wait() -> None:
+            imports.append(len(imports))
+            if len(imports) == 2:
+                goes_on.wait(60)
+
+        w.xapi.running.server.before_import = wait
+        task = await w.migrate(uris)
+        await w.until(lambda: len(imports) == 2)
+        await w.sender.client(lambda x: x.task.cancel(task))
+        assert await w.over(task) == "cancelled"
+        w.stayed()
+        await w.until(lambda: [one.state for one in here.arrivals.known.values()] == ["given up"])
+        await here.arrivals.settle_all()
+        assert len(here.arrivals.known) == 1 and len(w.xapi.records("VDI")) == 2
+        goes_on.set()
+        await w.until(lambda: "pending" not in [one["status"] for one in w.xapi.records("task").values()])
+        w.locked_if_there()
+        await w.until(lambda: w.xapi.records("VM"))
+        await here.arrivals.settle_all()
+        await w.nothing_here(here)
+        w.nothing_there()
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_upstream_dies_after_commit(tmp_path: Path) -> None:
     """The VM has moved; it stays locked until the upstream is back."""
     async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
@@ -246,6 +280,42 @@ async def test_what_the_upstream_refuses_is_told_at_once(
         w.stayed()
         await w.nothing_here(here)
         assert set(w.xapi.records("VM")) == before and w.xapi.memory == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_of_its_uuid_that_comes_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    """An import would take its place."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        w.kept.journals.after = lambda journal, mark: _other_uuid(w) if mark is Mark.PREPARED else None
+        task = await w.migrate(uris)
+        assert await w.over(task) == "failure"
+        assert "has come to the toolstack" in " ".join(w.task(task)["error_info"])
+        w.stayed()
+        await w.nothing_here(here)
+        assert [vm["name_label"] for vm in w.xapi.records("VM").values()] == ["it is there already"]
+        assert w.xapi.memory == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upstream_without_an_import_receives_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, toolstack("daemon", tmp_path / "another", w.kept.luns) as upstream:
+        sr = await upstream.new_sr()
+        async with beside(upstream, w.kept) as here:
+
+            def receive() -> list[str]:
+                session = XenAPI.Session(here.overlaid.url)
+                session.xenapi.login_with_password(USER, PASSWORD, "2.20", "tests")
+                return list(session.xenapi.VM.receive(sr, {}))
+
+            task = await w.migrate(await threads.deferToThread(receive))
+            assert await w.over(task) == "failure"
+            assert "does not know PUT /import_metadata" in " ".join(w.task(task)["error_info"])
+            w.stayed()
+            await w.nothing_here(here)
+            for cls in ("VM", "VDI"):
+                assert upstream.records.refs(cls) == []
+            assert upstream.disks.popitem()[1].storage.disks == {}
 
 
 @pytest_twisted.ensureDeferred

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet import defer
 
-from ..errors import RemoteError
+from ..errors import OperationNotAllowed, RemoteError
 from ..together import started
 from ..xenapi.wire import fit
 from . import exchange
@@ -18,6 +18,8 @@ from .refusals import UpstreamSilent
 SECONDS = 60.0
 """How long one of our calls may take."""
 ANSWER_LIMIT = 64 << 20
+_REFUSALS = {401: "SESSION_INVALID", 403: "RBAC_PERMISSION_DENIED"}
+"""What the status of a stream means in words of a call."""
 _WORDS = 20
 """Parameters of an error that are believed."""
 
@@ -52,27 +54,35 @@ class UpstreamClient:
         """What a call is answered, unread. UpstreamSilent, also for another status than 200. `seconds` None: for as
         long as it takes."""
         request = exchange.request(b"POST", self._address.netloc, path, content_type, body)
-        return await self._ask(request, repeatable, seconds, kind)
+        answer = await self._ask(request, repeatable, seconds, kind)
+        if answer.status != 200:
+            raise self._silent(f"it answered with status {answer.status}", True)
+        return answer.body
 
     async def put(self, path: bytes, body: bytes, cookie: str, seconds: float = SECONDS) -> None:
-        """PUT of a stream of the upstream's, until its answer ends; `cookie` says whose session it is. UpstreamSilent,
-        also for another status than 200."""
+        """PUT of a stream of the upstream's, until its answer ends; `cookie` says whose session it is.
+        OperationNotAllowed if the upstream has no such stream, RemoteError if it does not let him; UpstreamSilent, also
+        for any other status than 200."""
         request = exchange.request(b"PUT", self._address.netloc, path, b"application/octet-stream", body, cookie)
-        await self._ask(request, False, seconds, Kind.CALL)
+        answer = await self._ask(request, False, seconds, Kind.CALL)
+        if answer.status in (404, 405, 501):
+            raise OperationNotAllowed(f"The toolstack at {self._address} does not know PUT {path.decode()}.")
+        if answer.status in _REFUSALS:
+            code = _REFUSALS[answer.status]
+            raise RemoteError([code, ""], f"{code}: PUT {path.decode()}")
+        if answer.status != 200:
+            raise self._silent(f"it answered with status {answer.status}", True)
 
-    async def _ask(self, request: bytes, repeatable: bool, seconds: float | None, kind: Kind) -> bytes:
+    async def _ask(self, request: bytes, repeatable: bool, seconds: float | None, kind: Kind) -> exchange.Answer:
         asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable, kind))
         if seconds is not None:
             asked.addTimeout(seconds, self._clock)
         try:
-            answer = await asked
+            return await asked
         except exchange.NoAnswer as why:
             raise self._silent(str(why), why.tried) from None
         except defer.TimeoutError:
             raise self._silent(f"there was no answer in {seconds:g} seconds", True) from None
-        if answer.status != 200:
-            raise self._silent(f"it answered with status {answer.status}", True)
-        return answer.body
 
     def crowded(self, kind: Kind) -> bool:
         """Whether a call of this kind has to wait for a connection."""

@@ -6,11 +6,12 @@ The upstream answers 200 before it has read the body. What becomes of it, its ta
 from __future__ import annotations
 
 import tarfile
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import task as tasks
 
-from ..errors import RemoteError
+from ..errors import MigrateError, OperationNotAllowed, RemoteError
 from ..migration.incoming import Plan
 from ..migration.metadata_export import export_objects, version
 from ..migration.metadata_xml import write_value
@@ -63,7 +64,12 @@ async def import_metadata(
     """It has succeeded when this fires; the task is gone. RemoteError with the upstream's words if it refused;
     UpstreamSilent: it is not known, and the task may still be under way."""
     query = b"?restore=true" + b"&dry_run=true" * dry_run
-    await client.put(b"/import_metadata" + query, archive, f"session_id={session}; task_id={task}", SECONDS)
+    try:
+        await client.put(b"/import_metadata" + query, archive, f"session_id={session}; task_id={task}", SECONDS)
+    except (OperationNotAllowed, RemoteError):
+        with suppress(MigrateError):
+            await client.call("task.destroy", session, task)  # nobody will end it
+        raise
     until = clock.seconds() + SECONDS
     while (status := await client.call("task.get_status", session, task)) == "pending":
         if clock.seconds() > until:
