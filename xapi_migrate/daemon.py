@@ -130,13 +130,18 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     daemon.closes(services.let_go)
     await services.recover()
 
-    domains = _domain_driver(config, reactor)
-    daemon.closes(domains.close)
-    await domains.open()
-
     if config.profile not in PROFILES:
         raise InvalidValue("profile", config.profile)
     host = await prepare_host(records, state_dir, drivers.usable, _address(config), profile=PROFILES[config.profile])
+
+    def name() -> str:
+        return str(records.get("host", host)["name_label"])
+
+    domains = _domain_driver(config, reactor, name)
+    daemon.closes(domains.close)
+    await domains.open()
+    await services.datapaths.when_lost(domains.lose_disk)
+
     checker = make_checker(config.auth or (f"file:{config.users}",), state_dir, reactor)
     limits = Limits(config.upstream_connections, config.upstream_idle)
     beside = stand_beside(upstream, records, reactor, upstream_trust, limits) if upstream is not None else None
@@ -294,7 +299,7 @@ def _engine(daemon: Daemon, config: Config, host: Host, fingerprint: str) -> Eng
     return Engine(host, uris_of)
 
 
-def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:
+def _domain_driver(config: Config, reactor: Any, name: Callable[[], str]) -> IDomainDriver:
     if config.domains != "qemu":
         raise InvalidValue("domains", config.domains)
     figures = QEMUConfig(
@@ -302,7 +307,7 @@ def _domain_driver(config: Config, reactor: Any) -> IDomainDriver:
         beyond="stop" if config.slow_guests else "fail",
         timeouts=DomainTimeouts(final_suspend=config.times.final_suspend),
     )
-    driver: IDomainDriver = QEMUDriver(reactor, config.state_dir.absolute(), figures)
+    driver: IDomainDriver = QEMUDriver(reactor, config.state_dir.absolute(), figures, name)
     return driver
 
 

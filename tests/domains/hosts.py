@@ -84,7 +84,7 @@ class Hosts:
         """What the sender's driver said of domains that changed by themselves."""
 
     def driver(self, name: str) -> QEMUDriver:
-        return QEMUDriver(reactor, self.root / name, self.config, host=name)
+        return QEMUDriver(reactor, self.root / name, self.config, host=lambda: name)
 
     async def __aenter__(self) -> Hosts:
         await self.sender.open()

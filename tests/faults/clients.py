@@ -41,7 +41,7 @@ class Client:
 
     def prepare(self, ground: Ground, uuid: str) -> Callable[[], None]:
         """What comes before the sender is asked, and then what asks it."""
-        uris = ground.link.requests.uris(ground.world.receive(host=ground.receiver))
+        uris = ground.link.requests.uris(ground.world.receive(ground.label, ground.receiver))
 
         def begin() -> None:
             api = self._log_in(ground.sender)

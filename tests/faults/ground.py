@@ -12,7 +12,8 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.faults.blows import Blow
@@ -20,7 +21,7 @@ from tests.faults.clients import Client
 from tests.faults.failing_disk import FailingDisk
 from tests.faults.link import Link
 from tests.faults.points import Point
-from tests.system.world import GuestOf, World
+from tests.system.world import GuestOf, World, as_raw
 from xapi_migrate.lab.host import LabHost
 from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest
@@ -49,6 +50,9 @@ class Ground:
     links: dict[str, Link]
     disks: dict[str, FailingDisk]
     """By host: below all of its SRs that it does not share."""
+
+    label = "local-raw"
+    """The SRs between which the guest moves."""
 
     def __init__(self) -> None:
         self.made: GuestOf | None = None
@@ -166,7 +170,7 @@ class Ground:
 
     def _guest(self) -> GuestOf:
         if self.made is None:
-            self.made = self.world.new_guest(self.sender, SMALL)
+            self.made = self.world.new_guest(self.sender, SMALL, self.label)
         return self.made
 
     # -- what came of it
@@ -203,11 +207,24 @@ class Ground:
         console = ticker.parse(printed.partition(b"\n")[2])  # without what is left of a line
         assert console.breaks == [], f"its counter is broken: {console.breaks}"
         assert console.anomalies == []
-        [image, _] = self.world.images(owner, guest.uuid)
-        assert guest.guest.ticker.lost(image, console.counters) == [], "writes are lost"
+        with self._flushed(guest, owner), tempfile.TemporaryDirectory() as folder:
+            image = as_raw(self.world.images(owner, guest.uuid)[0], Path(folder))
+            assert guest.guest.ticker.lost(image, console.counters) == [], "writes are lost"
         self._only_the_guest(owner)
         self.sender, self.receiver = owner, other
         return role
+
+    @contextmanager
+    def _flushed(self, guest: GuestOf, host: LabHost) -> Iterator[None]:
+        """The image's file has all that was written: one with tables of its own needs a guest that stands still."""
+        if self.label == "local-raw":
+            yield
+            return
+        with self.world.session(host) as api:
+            vm = api.VM.get_by_uuid(guest.uuid)
+            api.VM.pause(vm)
+            yield
+            api.VM.unpause(vm)
 
     def _ticks_on(self, guest: GuestOf, host: LabHost) -> None:
         before = _size(host.console(guest.uuid))

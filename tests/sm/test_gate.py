@@ -113,31 +113,56 @@ async def test_a_deep_state_folder(tmp_path: Path) -> None:
     assert host.services.alive().nothing
 
 
+@pytest.mark.parametrize("noticed", ["at once", "by the next daemon"])
 @pytest_twisted.ensureDeferred
-async def test_a_dead_datapath_with_tables_in_memory_is_said_and_not_replaced_by_itself(tmp_path: Path) -> None:
+async def test_a_dead_datapath_with_tables_in_memory_is_told_of_and_not_replaced_by_itself(
+    tmp_path: Path, noticed: str
+) -> None:
     host = await make_host(tmp_path, "qcow2")
+    services, lost = host.services, []
+
+    async def lose(socket: str, reason: str) -> None:
+        lost.append((socket, reason))
+
     try:
         vdi = await make_disk(host, SIZE)
-        await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
-        await host.services.datapaths.get(vdi).daemon.child.kill()
-        with pytest.raises(MigrateError):
-            await host.sr.vdi_activate(vdi)
-        await host.sr.vdi_deactivate(vdi)
-        await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
+        attachment = await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
         await host.sr.vdi_activate(vdi)
-        await host.sr.vdi_detach(vdi)
+        pid = services.datapaths.get(vdi).daemon.child.pid
+        if noticed == "at once":
+            await services.datapaths.when_lost(lose)
+            await services.datapaths.get(vdi).daemon.child.kill()
+            with pytest.raises(MigrateError):
+                await host.sr.vdi_activate(vdi)
+            await host.sr.vdi_deactivate(vdi)
+        else:
+            services.let_go()
+            os.kill(pid, signal.SIGKILL)
+            services = SMServices(reactor, services.state_dir, QUICK)
+            await services.recover()
+            assert lost == []
+            await services.datapaths.when_lost(lose)
+        [(socket, reason)] = lost
+        assert socket == attachment.socket_path and f"VDI {vdi}, died" in reason
+        assert services.datapaths.get(vdi) is None
+        await services.datapaths.detach(vdi, "domain")
+        if noticed == "at once":
+            await host.sr.vdi_attach(vdi, Purpose.DOMAIN)
+            await host.sr.vdi_activate(vdi)
+            await host.sr.vdi_detach(vdi)
     finally:
-        await host.services.stop()
-    assert host.services.alive().nothing
+        await services.stop()
+    assert services.alive().nothing
 
 
-@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize(("kind", "active"), [("raw", True), ("raw", False), ("qcow2", False)])
 @pytest.mark.parametrize("noticed", ["at once", "by the next daemon"])
 @pytest_twisted.ensureDeferred
 async def test_a_datapath_that_dies_under_a_domain_is_revived_as_it_was(
-    tmp_path: Path, noticed: str, active: bool
+    tmp_path: Path, noticed: str, kind: str, active: bool
 ) -> None:
-    host = await make_host(tmp_path, "raw")
+    """A qcow2 image that was closed has all of its tables."""
+    host = await make_host(tmp_path, kind)
     services = host.services
     try:
         vdi = await make_disk(host, SIZE)

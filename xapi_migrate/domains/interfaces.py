@@ -189,8 +189,16 @@ class IDomainDriver(Interface):
     def destroy(domain_id: str) -> Awaitable[None]:
         """End a domain at once (killed, never asked) and forget it. No domain: nothing happens."""
 
+    def lose_disk(socket_path: str, reason: str) -> Awaitable[None]:
+        """The disk behind this socket has lost writes that it had taken, which to a guest is a failure of power: every
+        domain that has it is ended at once, and is `crashed`."""
+
     def state(domain_id: str) -> Awaitable[DomainState]:
         """What the domain is doing now."""
+
+    def why(domain_id: str) -> str:
+        """Why a domain is `crashed`, a sentence, as far as is known; "" for every other domain, and for those that
+        ended with their host."""
 
     def untouched() -> int:
         """Bytes of memory that this host's domains, those that are being built too, have been promised and do not take

@@ -39,11 +39,17 @@ class QEMUDriver:
     name = "qemu"
     log = Logger()
 
-    def __init__(self, reactor: Any, state_dir: Path, config: QEMUConfig | None = None, host: str = "") -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        state_dir: Path,
+        config: QEMUConfig | None = None,
+        host: Callable[[], str] = socket.gethostname,
+    ) -> None:
         self._reactor = reactor
         self._root = state_dir / "domains"
         self._config = config or QEMUConfig()
-        self._host = host or socket.gethostname()
+        self._host = host
         self._domains: dict[str, QEMUDomain] = {}
         self._suspensions: dict[str, QEMUSuspension] = {}
         self._watchers: list[Callable[[str, DomainState], None]] = []
@@ -87,6 +93,11 @@ class QEMUDriver:
         self._suspensions.pop(domain_id, None)
         if self._domains.get(domain_id) is domain:
             del self._domains[domain_id]
+
+    async def lose_disk(self, socket_path: str, reason: str) -> None:
+        for domain in list(self._domains.values()):
+            if domain.spec is not None and any(disk.socket_path == socket_path for disk in domain.spec.disks):
+                await domain.crash(reason)
 
     async def shutdown(self, domain_id: str) -> None:
         domain = self._get(domain_id, "be shut down")
@@ -170,6 +181,10 @@ class QEMUDriver:
         domain = self._domains.get(domain_id)
         return DomainState.ABSENT if domain is None else await domain.state()
 
+    def why(self, domain_id: str) -> str:
+        domain = self._domains.get(domain_id)
+        return domain.why if domain is not None else ""
+
     def untouched(self) -> int:
         return sum(domain.untouched() for domain in self._domains.values())
 
@@ -210,7 +225,7 @@ class QEMUDriver:
             raise domain.error(action, failure) from failure
 
     def _error(self, domain_id: str, action: str, reason: str) -> DomainError:
-        return DomainError(domain=domain_id, host=self._host, action=action, reason=reason)
+        return DomainError(domain=domain_id, host=self._host(), action=action, reason=reason)
 
     def _tell(self, domain_id: str, state: DomainState) -> None:
         for watcher in list(self._watchers):

@@ -87,7 +87,7 @@ class QEMUDomain:
         folder: Path,
         domain_id: str,
         config: QEMUConfig,
-        host: str,
+        host: Callable[[], str],
         tell: Callable[[str, DomainState], None],
     ) -> None:
         self.reactor = reactor
@@ -98,14 +98,22 @@ class QEMUDomain:
         self.child: child.Child | None = None
         self.known = DomainState.ABSENT
         """The state as far as it is known without asking."""
+        self.why = ""
+        """See IDomainDriver.why."""
+        self._ended_for = ""
         self.refusals = Refusals(self)
-        self.host = host
+        self._host = host
         self._tell = tell
         self._qmp: qmp.QMP | None = None
         self._connecting = defer.DeferredLock()
         self._watchers: list[Callable[[str, qmp.Event], None]] = []
         self._let_go = False
         self._abandoned = False
+
+    @property
+    def host(self) -> str:
+        """What errors call this host."""
+        return self._host()
 
     def untouched(self) -> int:
         """Bytes of its memory that it has not touched yet."""
@@ -155,6 +163,8 @@ class QEMUDomain:
             )
         found = child.find(self.reactor, self.folder)
         if found is None:
+            if await in_thread(child.of_this_boot, self.folder):
+                self.why = "QEMU ended while this host's daemon was down"
             return
         self.known = DomainState.RUNNING
         self._adopt(found)
@@ -182,6 +192,16 @@ class QEMUDomain:
         self.known = DomainState.ABSENT
         await in_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
+    async def crash(self, reason: str) -> None:
+        """End it as if its machine had lost its power. It stays known, `crashed` for this reason."""
+        self.log.error(
+            "domain {domain} of VM {vm} on host {host} is ended: {reason}",
+            domain=self.domain_id, vm=self.spec.vm_uuid if self.spec else "?", host=self.host, reason=reason,
+        )  # fmt: skip
+        self.why = self._ended_for = reason
+        if self.child is not None:
+            await self.child.kill()
+
     async def abandon(self) -> None:
         """Let go of it; it lives on."""
         self._let_go = self._abandoned = True
@@ -202,6 +222,7 @@ class QEMUDomain:
             return
         self.log.warn("domain {domain}: QEMU is gone: {reason}", domain=self.domain_id, reason=self.last_words())
         self.known = DomainState.CRASHED
+        self.why = self.why or f"QEMU is gone: {self.last_words()}"
         self._seen("", {})
         self._tell(self.domain_id, self.known)
 
@@ -210,7 +231,9 @@ class QEMUDomain:
         return self.child is not None and self.child.alive
 
     def last_words(self) -> str:
-        """What QEMU said before it ended."""
+        """Why it was ended, or what QEMU said before it ended by itself."""
+        if self._ended_for:
+            return self._ended_for
         said = self.child.errors() if self.child is not None else ""
         return said or "it left no message"
 
@@ -275,6 +298,7 @@ class QEMUDomain:
         elif name == "SHUTDOWN" and data.get("guest"):
             self._by_itself(DomainState.SHUTDOWN)
         elif name == "GUEST_PANICKED":
+            self.why = "its guest panicked"
             self._by_itself(DomainState.CRASHED)
         elif name == "RESUME":
             self.known = DomainState.RUNNING

@@ -374,10 +374,11 @@ class Engine:
             self._host.clock.callLater(0, self._domain_ended, domain, state)
 
     def _domain_ended(self, domain: str, state: DomainState) -> None:
+        why = f"it is {state.value}: {self._host.domains.why(domain) or 'nobody knows why'}"
         for sending in list(self._outgoing.values()):
             if sending.migration.domain == domain:
-                sending.failed(DomainError(domain, self._host.name, "be sent", f"it is {state.value}"))
+                sending.failed(DomainError(domain, self._host.name, "be sent", why))
         for receiving in list(self._incoming.values()):
             plan = receiving.migration.plan
             if plan is not None and plan.domain == domain:
-                receiving.domain_ended(DomainError(domain, self._host.name, "be received", f"it is {state.value}"))
+                receiving.domain_ended(DomainError(domain, self._host.name, "be received", why))

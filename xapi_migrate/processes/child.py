@@ -29,6 +29,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def of_this_boot(folder: Path) -> bool:
+    """Whether the process of this folder, dead or alive, was one of this boot."""
+    try:
+        return bool(json.loads((folder / RECORD).read_text())["boot"] == boot_id())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def start_time(pid: int) -> int | None:
     """When the process started, in clock ticks since boot; None if there is no such process or it is a zombie."""
     try:

@@ -75,11 +75,13 @@ class DatapathOf:
 class Datapath:
     """Made by `Datapaths`. Calls of several users are put in order."""
 
-    def __init__(self, daemon: StorageDaemon, of: DatapathOf, users: dict[str, bool]) -> None:
+    def __init__(self, daemon: StorageDaemon, of: DatapathOf, users: dict[str, bool], closed: bool = True) -> None:
         self.daemon = daemon
         self.of = of
         self.users = users
         """user -> whether active"""
+        self.closed = closed
+        """The image is closed for certain: the process has nothing of it in memory."""
         self.gate = Gate(daemon, of.vdi, of.location, of.virtual_size, of.read_only, of.turn)
         self._lock = defer.DeferredLock()
 
@@ -206,6 +208,7 @@ class Datapath:
             position = Position.FENCED
         else:
             position = Position.SHUT
+        self.closed = self.closed and not active
         await self.gate.move(position)
         if TARGET in active:
             # a raw image too, though tgtd goes past it: the domain's activation will then only have to move the gate
@@ -218,6 +221,7 @@ class Datapath:
             await self.gate.prepare_fence()
         if not active:
             await self.gate.close_image()
+            self.closed = True
 
     async def _close_what_failed(self) -> None:
         try:
@@ -256,29 +260,41 @@ class Datapath:
             self._lock.release()
 
     def save(self) -> None:
-        save_state(self.daemon.folder, self.of, self.users)
+        save_state(self.daemon.folder, Kept(self.of, self.users, self.closed))
 
 
-def save_state(folder: Path, of: DatapathOf, users: dict[str, bool], dying: bool = False) -> None:
+@attrs.frozen
+class Kept:
     """What a restarted daemon has to know. `dying`: whatever runs there does not yet show the image as it should."""
+
+    of: DatapathOf
+    users: dict[str, bool]
+    closed: bool
+    dying: bool = False
+
+
+def save_state(folder: Path, kept: Kept) -> None:
+    """For `read_state`."""
     draft = folder / f"{STATE}.new"
-    of = attrs.evolve(of, secrets=dict.fromkeys(of.secrets, ""))
-    draft.write_text(json.dumps({"of": attrs.asdict(of), "users": users, "dying": dying}))
+    of = attrs.evolve(kept.of, secrets=dict.fromkeys(kept.of.secrets, ""))
+    draft.write_text(json.dumps(attrs.asdict(attrs.evolve(kept, of=of))))
     draft.replace(folder / STATE)
 
 
-def can_be_revived(of: DatapathOf, users: dict[str, bool]) -> bool:
+def can_be_revived(of: DatapathOf, users: dict[str, bool], closed: bool) -> bool:
     """Whether another process can take the place of one that died, with a domain connected. Not where the dead one had
-    something in memory that it had told the domain was written: the tables of a format. Nor while the image is being
-    exchanged for another, because only the dead one knew which of the two is in use. Nor an ImageNode's, whose secrets
-    only the dead one had."""
-    return DOMAIN in users and MOVE not in users and of.format == ImageFormat.RAW.value and of.node is None
+    something in memory that it had told the domain was written: the tables of a format, whose image was open. Nor while
+    the image is being exchanged for another, because only the dead one knew which of the two is in use. Nor an
+    ImageNode's, whose secrets only the dead one had."""
+    kept = of.format == ImageFormat.RAW.value or closed
+    return DOMAIN in users and MOVE not in users and kept and of.node is None
 
 
-def read_state(folder: Path) -> tuple[DatapathOf, dict[str, bool], bool] | None:
+def read_state(folder: Path) -> Kept | None:
     """What `save_state` has kept."""
     try:
         kept = json.loads((folder / STATE).read_text())
-        return DatapathOf(**kept["of"]), dict(kept["users"]), bool(kept.get("dying"))
+        closed, dying = bool(kept.get("closed")), bool(kept.get("dying"))
+        return Kept(DatapathOf(**kept["of"]), dict(kept["users"]), closed, dying)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +14,7 @@ from twisted.internet import defer, threads
 from twisted.logger import Logger
 
 from xapi_migrate.errors import SrBackendFailure, VdiInUse
-from xapi_migrate.processes.child import RECORD, boot_id
+from xapi_migrate.processes.child import of_this_boot
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.datapath import (
     COPY,
@@ -25,11 +24,12 @@ from xapi_migrate.sm.datapath import (
     VIEW,
     Datapath,
     DatapathOf,
+    Kept,
     can_be_revived,
     read_state,
     save_state,
 )
-from xapi_migrate.sm.storage_daemon import StorageDaemon
+from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 from xapi_migrate.together import started
 
@@ -44,7 +44,8 @@ class ImageCalls:
 
 
 class Datapaths:
-    """All datapaths of the host, by VDI. One that dies while a domain uses it is started again."""
+    """All datapaths of the host, by VDI. One that dies while a domain uses it is started again, or, where it has taken
+    with it what the domain believes written, is told of as lost."""
 
     log = Logger()
 
@@ -56,6 +57,18 @@ class Datapaths:
         self._images: dict[str, ImageCalls] = {}
         self._locks: dict[str, defer.DeferredLock] = {}
         self._reviving: dict[str, defer.Deferred[None]] = {}
+        self._losing: Callable[[str, str], Awaitable[None]] | None = None
+        self._lost: list[tuple[Path, str]] = []
+
+    async def when_lost(self, lose: Callable[[str, str], Awaitable[None]]) -> None:
+        """`lose(socket, reason)` is called for each datapath that dies and has lost writes of its domain, which is
+        connected to this socket; first for those of which an earlier daemon could not tell. To go on with another
+        process would be silent corruption: the domain has to be ended."""
+        self._losing = lose
+        lost, self._lost = self._lost, []
+        for folder, vdi in lost:
+            await self._lose(lose, folder, vdi)
+            await self._clear(folder)
 
     def get(self, vdi: str) -> Datapath | None:
         """The VDI's datapath if it has one that lives."""
@@ -107,7 +120,7 @@ class Datapaths:
                     if datapath.daemon.alive:
                         raise
             datapath.users.pop(user, None)
-            if not can_be_revived(datapath.of, datapath.users):
+            if not can_be_revived(datapath.of, datapath.users, datapath.closed):
                 await self._end(datapath)
 
     def exchanged(self, datapath: Datapath, of: DatapathOf) -> None:
@@ -120,7 +133,7 @@ class Datapaths:
         """After a restart of the daemon: know all that live again, revive those with a domain, clear up after the
         others that died."""
         for folder in sorted(self._folder.glob("*")):
-            this_boot = died_in_this_boot(folder)
+            this_boot = of_this_boot(folder)
             daemon = await StorageDaemon.find(self._reactor, folder, self._timeouts)
             kept = read_state(folder)
             if kept is None:
@@ -128,19 +141,21 @@ class Datapaths:
                     await daemon.end()
                 await self._clear(folder)
                 continue
-            of, users, dying = kept
-            if daemon is not None and not dying:
-                self._keep(Datapath(daemon, of, users))
+            if daemon is not None and not kept.dying:
+                self._keep(Datapath(daemon, kept.of, kept.users, kept.closed))
                 continue
             if daemon is not None:
                 await daemon.end()
-            if not (this_boot or daemon) or not can_be_revived(of, users):
-                await self._clear(folder)
+            if not (this_boot or daemon) or not can_be_revived(kept.of, kept.users, kept.closed):
+                if this_boot and DOMAIN in kept.users:
+                    self._lost.append((folder, kept.of.vdi))
+                else:
+                    await self._clear(folder)
                 continue
             try:
-                await self._begin_anew(folder, of, users)
+                await self._begin_anew(folder, kept.of, kept.users)
             except (SrBackendFailure, *TROUBLE, OSError):
-                self.log.failure("the datapath of VDI {vdi} died and cannot be started again", vdi=of.vdi)
+                self.log.failure("the datapath of VDI {vdi} died and cannot be started again", vdi=kept.of.vdi)
 
     def let_go(self) -> None:
         """Stop watching; the processes live on."""
@@ -176,15 +191,31 @@ class Datapaths:
         datapath.daemon.child.ended().addCallback(lambda _: self._died(datapath))
 
     def _died(self, datapath: Datapath) -> None:
-        if self._all.get(datapath.of.vdi) is not datapath or not can_be_revived(datapath.of, datapath.users):
-            return
         vdi = datapath.of.vdi
+        if self._all.get(vdi) is not datapath:
+            return
+        if not can_be_revived(datapath.of, datapath.users, datapath.closed):
+            if DOMAIN in datapath.users:
+                self._tell_lost(datapath.daemon.folder, vdi)
+            return
         self.log.warn("the datapath of VDI {vdi} died: its domain waits for another one", vdi=vdi)
         reviving = self._reviving[vdi] = started(self._revive(vdi))
         reviving.addErrback(
             lambda failure: self.log.failure("the datapath of VDI {vdi} cannot be started again", failure, vdi=vdi)
         )
         reviving.addBoth(lambda _: self._reviving.pop(vdi, None) and None)
+
+    def _tell_lost(self, folder: Path, vdi: str) -> None:
+        if self._losing is None:
+            self._lost.append((folder, vdi))
+            return
+        losing = started(self._lose(self._losing, folder, vdi))
+        losing.addErrback(lambda failure: self.log.failure("the domain of VDI {vdi}", failure, vdi=vdi))
+
+    async def _lose(self, lose: Callable[[str, str], Awaitable[None]], folder: Path, vdi: str) -> None:
+        """The folder keeps its name when the disk's image is exchanged: its socket is what the domain knows."""
+        reason = f"the storage process of its disk, VDI {vdi}, died, and with it writes that it had taken"
+        await lose(str(folder / NBD), reason)
 
     async def _revive(self, vdi: str) -> None:
         async with self._one(vdi):
@@ -195,7 +226,7 @@ class Datapaths:
         datapath = self._all.get(vdi)
         if datapath is None or datapath.daemon.alive:
             return datapath
-        if not can_be_revived(datapath.of, datapath.users):
+        if not can_be_revived(datapath.of, datapath.users, datapath.closed):
             return None
         return await self._begin_anew(datapath.daemon.folder, datapath.of, datapath.users)
 
@@ -203,7 +234,7 @@ class Datapaths:
         """A process in the place of one that died; who was connected to its socket comes back by itself. A copy does
         not go on."""
         wanted = {user: active for user, active in users.items() if user in (DOMAIN, TARGET)}
-        save_state(folder, of, wanted, dying=True)
+        save_state(folder, Kept(of, wanted, closed=False, dying=True))
         daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
         try:
             again = Datapath(daemon, of, dict.fromkeys(wanted, False))
@@ -238,14 +269,6 @@ class Datapaths:
             yield
         finally:
             lock.release()
-
-
-def died_in_this_boot(folder: Path) -> bool:
-    """Whether the process of this folder was one of this boot: its domain may be there still."""
-    try:
-        return bool(json.loads((folder / RECORD).read_text())["boot"] == boot_id())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _unmount_and_remove(folder: Path) -> None:

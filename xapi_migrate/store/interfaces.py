@@ -40,7 +40,7 @@ class IRecords(Interface):
     generation: int = Attribute("the number of the latest change")
     member_secret: str = Attribute("what members of one pool know each other by; empty: there are no others")
 
-    def create(cls: str, ref: str = "", **fields: Any) -> str:
+    def create(cls: str, /, ref: str = "", **fields: Any) -> str:
         """A new record; defaults from the data model, uuid and ref made here unless given. Its ref."""
 
     def get(cls: str, ref: str) -> Record:

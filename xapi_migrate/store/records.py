@@ -179,7 +179,7 @@ class Records:
 
     # -- changing ------------------------------------------------------------------------------
 
-    def create(self, cls: str, ref: str = "", **fields: Any) -> str:
+    def create(self, cls: str, /, ref: str = "", **fields: Any) -> str:
         table = self._table(cls)
         ref = ref or new_ref()
         uuid = fields.get("uuid") or str(uuids.uuid4())

@@ -454,6 +454,26 @@ async def check_crash(bench: DomainBench) -> None:
 
 
 @_check
+async def check_a_disk_that_lost_writes(bench: DomainBench) -> None:
+    here = await _running(bench)
+    told: list[tuple[str, DomainState]] = []
+    bench.sender.watch(lambda *change: told.append(change))
+    await bench.sender.lose_disk("/another", "it is another's")
+    assert await bench.sender.state(here.domain_id) is DomainState.RUNNING
+    assert bench.sender.why(here.domain_id) == ""
+    await bench.sender.lose_disk(here.disks[0].socket_path, "its disk is gone")
+    await _until(bench, lambda: bool(told), "that the domain crashed")
+    assert told == [(here.domain_id, DomainState.CRASHED)]
+    assert await bench.sender.state(here.domain_id) is DomainState.CRASHED
+    assert bench.sender.why(here.domain_id) == "its disk is gone"
+    printed = len(bench.printed(here))
+    await bench.sleep(0.5)
+    assert len(bench.printed(here)) == printed
+    await bench.sender.destroy(here.domain_id)
+    assert bench.sender.why(here.domain_id) == ""
+
+
+@_check
 async def check_interfaces_are_on_bridges_as_long_as_the_domain_is_there(bench: DomainBench) -> None:
     spec = bench.on_a_bridge(await bench.spec())
     await bench.sender.start(spec)

@@ -53,6 +53,8 @@ class FakeGuest:
     owed: bool = False
     """A write was refused and has to be made again before the counter is printed."""
     tick: Any = None
+    why: str = ""
+    """Why it crashed."""
 
 
 @attrs.define(eq=False)
@@ -134,8 +136,9 @@ class FakeHypervisor:
 
     # -- what happens by itself ---------------------------------------------------------------
 
-    def crash(self, domain_id: str) -> None:
-        """The hypervisor kills the domain by mistake."""
+    def crash(self, domain_id: str, why: str = "the hypervisor made a mistake") -> None:
+        """The hypervisor kills the domain."""
+        self.guests[domain_id].why = why
         self.halt(self.guests[domain_id], DomainState.CRASHED)
         self.tell(self.guests[domain_id])
 
@@ -182,6 +185,15 @@ class FakeDriver:
 
     def watch(self, callback: Callable[[str, DomainState], None]) -> None:
         self._watchers.append(callback)
+
+    async def lose_disk(self, socket_path: str, reason: str) -> None:
+        for domain_id, guest in list(self.hypervisor.guests.items()):
+            if any(disk.socket_path == socket_path for disk in guest.spec.disks):
+                self.hypervisor.crash(domain_id, reason)
+
+    def why(self, domain_id: str) -> str:
+        guest = self.hypervisor.guests.get(domain_id)
+        return guest.why if guest is not None and guest.state is DomainState.CRASHED else ""
 
     def error(self, domain_id: str, action: str, reason: str) -> DomainError:
         return DomainError(domain=domain_id, host=self.hypervisor.host, action=action, reason=reason)

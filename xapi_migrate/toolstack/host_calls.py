@@ -57,23 +57,6 @@ class HostCalls:
     def role_get_permissions_name_label(self, call: CallContext, self_: str) -> list[str]:
         return self.role_get_permissions(call, self_)
 
-    # -- message: there are none, what happened is in the tasks and in the log -----------------------
-
-    def message_get_all(self, call: CallContext) -> list[str]:
-        return []
-
-    def message_get_all_records(self, call: CallContext) -> dict[str, Any]:
-        return {}
-
-    def message_get_all_records_where(self, call: CallContext, expr: str) -> dict[str, Any]:
-        return {}
-
-    def message_get(self, call: CallContext, cls: str, obj_uuid: str, since: datetime) -> dict[str, Any]:
-        return {}
-
-    def message_get_since(self, call: CallContext, since: datetime) -> dict[str, Any]:
-        return {}
-
     # -- network ----------------------------------------------------------------------------------
 
     async def network_create(self, call: CallContext, args: dict[str, Any]) -> str:

@@ -59,12 +59,7 @@ class MachineCalls:
         record = self._operations.require(vm, "Halted")
         if record["is_a_template"]:
             raise RemoteError(["VM_IS_TEMPLATE", vm, "start"], f"The VM {vm} is a template and cannot be started.")
-        self._operations.check_blocked(vm, "start")
-        self._operations.check_free(vm)
-        await self._machines.claim(vm)
-        self._operations.require(vm, "Halted")
-        with self._operations.operation(vm, "start", call.task.ref):
-            await self._machines.start(vm, start_paused)
+        await self._machines.start_halted(vm, call.task.ref, start_paused)
 
     async def VM_start_on(self, call: CallContext, vm: str, host: str, start_paused: bool, force: bool) -> None:
         if host != self._host:

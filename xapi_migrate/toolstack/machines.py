@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid as uuids
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,10 @@ class Machines:
         self._networks = networks
         self._host = host
         self._consoles = state_dir / "consoles"
+        self.crashed: Callable[[str, str], Awaitable[None]] = _nothing
+        """Called with a VM's ref and a reason when its domain has crashed and is gone: the VM is Halted."""
         self._under_way: set[defer.Deferred[None]] = set()
+        self._ending: set[str] = set()
 
     async def open(self) -> None:
         """Before the engine takes up its migrations: forget what an earlier daemon was doing, but for those."""
@@ -135,6 +138,17 @@ class Machines:
             return
         if record.get("_domain_host") == self._host:
             self.set_domain(vm, "")
+
+    async def start_halted(self, vm: str, task: str, paused: bool = False) -> None:
+        """As `start`, for a VM that has to be Halted and free, and is busy with this for as long as it takes.
+        VmBadPowerState, OtherOperationInProgress, OperationBlocked."""
+        self._operations.require(vm, "Halted")
+        self._operations.check_blocked(vm, "start")
+        self._operations.check_free(vm)
+        await self.claim(vm)
+        self._operations.require(vm, "Halted")
+        with self._operations.operation(vm, "start", task):
+            await self.start(vm, paused)
 
     async def start(self, vm: str, paused: bool = False) -> None:
         """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""
@@ -276,11 +290,23 @@ class Machines:
         if self._busy_or_gone(vm, domain):
             return
         if state in GONE:
-            await self.destroy_domain(vm)
+            await self._ended(vm, domain)
         elif state is DomainState.RUNNING:
             self.running(vm, "Running")
         elif state is DomainState.PAUSED:
             self.running(vm, "Paused")
+
+    async def _ended(self, vm: str, domain: str) -> None:
+        if domain in self._ending:
+            return
+        self._ending.add(domain)
+        try:
+            why = self._domains.why(domain)
+            await self.destroy_domain(vm)
+        finally:
+            self._ending.discard(domain)
+        if why:
+            await self.crashed(vm, why)
 
     def _busy_or_gone(self, vm: str, domain: str) -> bool:
         record = self._find(vm)
@@ -302,6 +328,10 @@ class Machines:
         work.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
         work.addErrback(lambda failure: self.log.failure("What VM {vm} does could not be found out", failure, vm=vm))
         work.addBoth(lambda _: self._under_way.discard(work))
+
+
+async def _nothing(vm: str, why: str) -> None:
+    pass
 
 
 def _device(text: str) -> int:

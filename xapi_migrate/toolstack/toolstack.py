@@ -16,12 +16,14 @@ from xapi_migrate.sm.interfaces import ISR, Attachment
 from xapi_migrate.sm.services import SMServices
 from xapi_migrate.toolstack.allowed import AllowedOperations
 from xapi_migrate.toolstack.bridges import Bridges
+from xapi_migrate.toolstack.crashes import Crashes
 from xapi_migrate.toolstack.device_calls import DeviceCalls
 from xapi_migrate.toolstack.hardware_fields import HardwareFields
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.leftovers import Leftovers
 from xapi_migrate.toolstack.machine_calls import MachineCalls
 from xapi_migrate.toolstack.machines import Machines
+from xapi_migrate.toolstack.messages import Messages
 from xapi_migrate.toolstack.motion import StorageMotion
 from xapi_migrate.toolstack.motion_calls import MotionCalls
 from xapi_migrate.toolstack.networks import REFUSE, Networks
@@ -127,7 +129,10 @@ def make_toolstack(
     journals = FileJournals(state_dir / "suspends")
     suspending = Suspending(records, storage, machines, domains, operations, journals, host)
     running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
+    messages = Messages(records, server.tasks)
+    machines.crashed = Crashes(records, machines, messages, server.tasks, clock).happened
     server.dispatcher.register(
+        messages,
         HostCalls(records, networks, server.tasks),
         StorageCalls(records, storage),
         MachineCalls(records, machines, suspending, operations, clock, host),
