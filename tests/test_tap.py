@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,6 +113,18 @@ def opening(monkeypatch: pytest.MonkeyPatch) -> list[defer.Deferred[Any]]:
 
 def service(reactor: Reactor) -> DaemonService:
     return makeService(parsed("--state-dir", "/x"), reactor)
+
+
+def test_its_time_is_steady_whoever_brings_the_reactor(
+    opening: list[defer.Deferred[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`xapi-migrate serve` brings its own, `twist xapi-migrate` none."""
+    reactor: Any = Reactor()
+    service(reactor)
+    before = reactor.seconds()
+    assert abs(before - time.time()) < 60, "it is the clock's at the start"
+    monkeypatch.setattr(time, "time", lambda: before + 3600)
+    assert reactor.seconds() < before + 60
 
 
 @pytest_twisted.ensureDeferred

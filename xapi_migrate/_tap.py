@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from twisted.application.service import Service
 from twisted.internet import defer
 from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.usage import Options as UsageOptions
@@ -17,6 +18,7 @@ from twisted.python.usage import UsageError
 from .config import Config
 from .configuration import ConfigError, build, load, merge, setting, show
 from .errors import MigrateError
+from .processes.folder_lock import FolderTaken
 from .steady import make_steady
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ class DaemonService(Service):
     def _failed(self, failure: Failure) -> None:
         if not self.running and failure.check(defer.CancelledError):
             return
-        if failure.check(MigrateError, ConfigError, OSError, CannotListenError):
+        if failure.check(MigrateError, ConfigError, OSError, CannotListenError, FolderTaken):
             self.problem = f"The daemon could not start: {failure.value}"
             self.log.critical("{problem}", problem=self.problem)
         else:
@@ -157,9 +159,9 @@ class DaemonService(Service):
 
 
 def makeService(options: Options, reactor: Any = None) -> DaemonService:
-    """The daemon as a service. `reactor` for tests."""
+    """The daemon as a service of `reactor`, Twisted's if none is given, whose time is made steady."""
     if reactor is None:
         from twisted.internet import reactor
-
-        make_steady(reactor)
+    make_steady(reactor)
+    Factory.noisy = False  # or each connection to a child process is two lines in the log
     return DaemonService(options.config_value, reactor)

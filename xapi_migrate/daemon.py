@@ -31,6 +31,7 @@ from .pool.pool import Pool
 from .pool.routing import Routing
 from .pool.wire import PATH as MEMBER_PATH
 from .pool.wire import Address
+from .processes.folder_lock import FolderLock
 from .processes.in_thread import in_thread
 from .sm.discovery import discover
 from .sm.interfaces import ISR, ISMDriver, SRConfig
@@ -93,7 +94,7 @@ class Daemon:
 
 async def open_daemon(config: Config, reactor: Any) -> Daemon:
     """Open everything; when this fires the daemon listens and every decision that an earlier one left open is made.
-    MigrateError, OSError or ValueError says what is wrong; nothing is left open then."""
+    MigrateError, OSError, ValueError or FolderTaken says what is wrong; nothing is left open then."""
     daemon = Daemon()
     try:
         await _open(daemon, config, reactor)
@@ -107,6 +108,10 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     state_dir = config.state_dir.absolute()
     for folder in (state_dir, state_dir / "migrations"):
         await in_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+    # before anything is read: what is decided at a start is decided about the journals and processes of one daemon
+    lock = FolderLock(state_dir)
+    await lock.take(reactor)
+    daemon.closes(lock.release)
     identity = await in_thread(tls.HostIdentity.load, state_dir, config.certificate, config.private_key)
     trust = await in_thread(tls.trust_root, state_dir / config.authorities) if config.authorities else None
     upstream = parse_upstream(config.upstream) if config.upstream else None
