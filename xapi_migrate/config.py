@@ -114,8 +114,8 @@ class Config:
     # writes to disks are slowed down more and more, past times.final_suspend it is stopped for as long as the rest of
     # its memory takes. false: past either the migration fails, and the guest runs on where it is.
     slow_guests: bool = True
-    # How many VMs this host sends at once, those counted whose disks move to other SRs here; the others wait their turn,
-    # first come first served. 0: all at once.
+    # How many VMs this host sends at once, those counted whose disks move to other SRs here; the others wait their
+    # turn, first come first served. 0: all at once.
     sends_at_once: int = 3
     # How many VMs this host receives at once; the others wait at their senders. 0: all at once.
     receives_at_once: int = 3

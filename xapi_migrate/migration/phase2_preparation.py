@@ -27,9 +27,11 @@ def document_of(
 ) -> bytes:
     """The VM's metadata with the maps of VM.migrate. `member`: what shows that this host is of the receiver's pool."""
     capabilities = host.domains.capabilities()
-    platform = host.records.get("VM", vm)["platform"]
+    record = host.records.get("VM", vm)
+    platform = record["platform"]
+    form = record.get("_image_form") or capabilities.stream  # of a suspend image that another toolstack wrote
     about = {
-        "stream": capabilities.stream if host.records.get("VM", vm)["power_state"] != "Halted" else "",
+        "stream": form if record["power_state"] != "Halted" else "",
         "machine": platform.get("machine") or capabilities.machine,
         "cpu": platform.get("cpu") or capabilities.cpu,
         "leave_paused": options.get("leave_paused") == "true",

@@ -122,7 +122,7 @@ class OverlayCalls:
     async def _own_if_halted(self, call: Peeked, path: bytes, body: bytes, origin: str) -> bytes:
         """A VM that runs is moved by the upstream, if it can do that."""
         session, vm = call.params[:2]
-        if await self._client.call("VM.get_power_state", session, vm) == "Halted":
+        if await self._client.call("VM.get_power_state", session, vm) in ("Halted", "Suspended"):
             return await self._own(call, origin)
         return await self._client.send(path, call.content_type, body, False, None)
 

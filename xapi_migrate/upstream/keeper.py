@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-from ..errors import ImportError_, OperationNotAllowed, RemoteError
+from ..errors import ImportError_, IncompatibleHost, OperationNotAllowed, RemoteError
 from ..migration.incoming import Incoming
 from ..migration.interfaces import PROTOCOL_VERSION
+from ..migration.metadata_import import IncomingVM
 from ..refusals import OtherVersion
 from ..steps import Step
 from ..store.interfaces import IRecords
 from .arrival import ARRIVED, GIVEN_UP, IMPORTING, MARK, Arrival, Arrivals
 from .client import UpstreamClient
+from .images import can_resume, image_form
 from .metadata import archive_of, begin_import, import_metadata
 from .reading import sr_here
 from .refusals import SessionOver, UpstreamRefuses, UpstreamSilent
@@ -39,10 +41,12 @@ class UpstreamKeeper:
     async def look(self, migration: Incoming) -> None:
         vm, session = migration.vm, migration.session
         assert vm is not None
-        if vm.power_state != "Halted":
+        if vm.power_state == "Suspended":
+            await self._look_at_image(migration, vm)
+        elif vm.power_state != "Halted":
             raise OperationNotAllowed(
                 f"The VM {vm.uuid} is {vm.power_state}. The host {migration.host.name} stands beside a toolstack that "
-                "has domains of its own, so it receives VMs only while they are Halted: shut it down before."
+                "has domains of its own, so it receives VMs only while they have none: shut it down before."
             )
         if vm.protocol != PROTOCOL_VERSION:
             raise OtherVersion(migration.host.name, vm.uuid)
@@ -54,6 +58,16 @@ class UpstreamKeeper:
         networks = await self._call("network.get_all_records", session)
         self._shadows.networks(networks)
         migration.networks = list(networks)
+
+    async def _look_at_image(self, migration: Incoming, vm: IncomingVM) -> None:
+        host = await self._call("session.get_this_host", migration.session, migration.session)
+        mine = image_form(await self._call("host.get_software_version", migration.session, host))
+        if not can_resume(mine, vm.stream):
+            raise IncompatibleHost(
+                vm.uuid, migration.host.name,
+                f"its suspend image is of the form {vm.stream or 'of no name'}, the toolstack of this host resumes "
+                f"{mine or 'none'}",
+            )  # fmt: skip
 
     async def _is_there(self, session: str, uuid: str) -> bool:
         try:

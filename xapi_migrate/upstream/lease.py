@@ -21,7 +21,7 @@ from .reading import OURS
 
 BLOCKED = (
     "start", "start_on", "clone", "copy", "snapshot", "export", "migrate_send", "make_into_template", "provision",
-    "destroy",
+    "destroy", "resume", "resume_on", "hard_shutdown", "power_state_reset", "revert",
 )  # fmt: skip
 HELD, MOVING, MOVED, KEPT = "held", "moving", "moved", "kept"
 
@@ -103,7 +103,7 @@ class Leases:
         if lease.state == MOVED:
             await self._remove(lease, session)
         else:
-            await self._unblock(lease, session, ("destroy",) if lease.state == KEPT else BLOCKED)
+            await self._unblock(lease, session, ("destroy", "hard_shutdown") if lease.state == KEPT else BLOCKED)
         await self._notes.forget(lease)
 
     async def _remove(self, lease: Lease, session: str) -> None:
@@ -113,11 +113,22 @@ class Leases:
             return
         if blocked is not None:
             await self._unblock(lease, session, ("destroy",))
-            await self._tolerant("VM.destroy", session, lease.vm)
+            await self._destroy(lease, session)
         for vdi in lease.destroy:
             await self._tolerant("VDI.destroy", session, vdi)
         for vdi in lease.forget:
             await self._tolerant("VDI.forget", session, vdi)
+
+    async def _destroy(self, lease: Lease, session: str) -> None:
+        """The VM. One that is Suspended is Halted before, which may take its image along."""
+        try:
+            await self._tolerant("VM.destroy", session, lease.vm)
+        except RemoteError as refusal:
+            if refusal.failure()[0] != "VM_BAD_POWER_STATE":
+                raise
+            await self._unblock(lease, session, ("hard_shutdown",))
+            await self._tolerant("VM.hard_shutdown", session, lease.vm)
+            await self._tolerant("VM.destroy", session, lease.vm)
 
     async def _blocked(self, lease: Lease, session: str) -> dict[str, str] | None:
         """What is blocked of the VM; None if it is not there."""

@@ -9,17 +9,18 @@ from typing import Any, Protocol
 from twisted.internet import defer, task
 from twisted.logger import Logger
 
-from ..errors import OperationNotAllowed, OtherOperationInProgress
+from ..errors import IncompatibleHost, OperationNotAllowed, OtherOperationInProgress, VmBadPowerState
 from ..migration.interfaces import Outcome
 from ..refusals import MigrationNotBegun
 from ..together import started
-from ..toolstack.destination import read_destination
+from ..toolstack.destination import Destination, read_destination
 from ..toolstack.leftovers import Leftover
 from ..xenapi.calls import CallContext
 from ..xenapi.tasks import Task
 from .client import UpstreamClient
+from .images import can_resume
 from .lease import HELD, KEPT, MOVED, MOVING, Lease, Leases
-from .reading import check, read_disk, read_vm, record_of
+from .reading import Seen, check, read_disk, read_vm, record_of
 from .shadow import Shadows
 
 AGAIN = 30.0
@@ -48,8 +49,8 @@ class SendingEngine(Protocol):
 
 
 class UpstreamMoves:
-    """Sends Halted VMs, by the upstream's calls and with the session of who called. `begin` after the engine has taken
-    up what an earlier daemon left."""
+    """Sends Halted and Suspended VMs, by the upstream's calls and with the session of who called. `begin` after the
+    engine has taken up what an earlier daemon left."""
 
     log = Logger()
 
@@ -107,8 +108,8 @@ class UpstreamMoves:
         vif_map: dict[str, str], options: dict[str, str], vgpu_map: dict[str, str],
     ) -> None:  # fmt: skip
         """To a host that made an offer of ours; every other destination is the upstream's business."""
-        read_destination(dest)
-        await read_vm(self._client, call.session, vm)
+        there = read_destination(dest)
+        _refuse_images(await read_vm(self._client, call.session, vm), there)
         _refuse_copies(vm, options)
 
     async def VM_migrate_send(
@@ -116,13 +117,13 @@ class UpstreamMoves:
         vif_map: dict[str, str], options: dict[str, str], vgpu_map: dict[str, str], vdi_format_map: dict[str, str],
     ) -> str:  # fmt: skip
         """The same. Options that are not known are without effect, as clients expect: each sends some of its own."""
-        uris = list(read_destination(dest).uris)
+        there = read_destination(dest)
         _refuse_copies(vm, options)
-        return await self._send(call, vm, uris, vdi_map, {}, vif_map)
+        return await self._send(call, vm, list(there.uris), vdi_map, {}, vif_map, there)
 
     async def _send(
         self, call: CallContext, vm: str, uris: list[str], vdi_map: dict[str, str], options: dict[str, str],
-        vif_map: dict[str, str],
+        vif_map: dict[str, str], there: Destination | None = None,
     ) -> str:  # fmt: skip
         await self._leases.settle_all(call.session)
         for lease in self._leases.known.values():
@@ -130,6 +131,8 @@ class UpstreamMoves:
                 raise OtherOperationInProgress("VM", vm, "migrate_send", lease.id)
         seen = await read_vm(self._client, call.session, vm)
         _refuse_copies(vm, options)
+        if there is not None:
+            _refuse_images(seen, there)
         name = str(seen.record.get("name_label") or seen.record["uuid"])
         call.task.set_other("XenCenterMeddlingActionTitle", f"Migrating {name}")
         call.task.set_other("applies_to", vm)
@@ -138,8 +141,11 @@ class UpstreamMoves:
             # it may have been started between the look and the lock, or another VM may have got a disk
             now = await record_of(self._client, call.session, "VM", vm)
             check(vm, now)
-            for ref, vbd in seen.vbds.items():
-                await read_disk(self._client, call.session, vbd["VDI"], ref)
+            if now["power_state"] != seen.record["power_state"]:
+                raise VmBadPowerState(vm, seen.record["power_state"].lower(), now["power_state"].lower())
+            of = {vbd["VDI"]: ref for ref, vbd in seen.vbds.items()}
+            for vdi in seen.vdis:
+                await read_disk(self._client, call.session, vdi, of.get(vdi, ""))
             await self._shadows.cast(seen)
             lease.state = MOVING
             await self._leases.save(lease)
@@ -226,6 +232,14 @@ class UpstreamMoves:
         work = started(self._leases.settle_all())
         work.addErrback(lambda failure: self.log.failure("VMs of the toolstack stay locked for now", failure))
         return work
+
+
+def _refuse_images(seen: Seen, there: Destination) -> None:
+    """The receiver refuses them too: this is to say it sooner."""
+    about = there.about
+    if seen.image_form and about is not None and not can_resume(about.stream, seen.image_form):
+        reason = f"its suspend image is of the form {seen.image_form}, this host resumes {about.stream}"
+        raise IncompatibleHost(str(seen.record["uuid"]), there.host, reason)
 
 
 def _refuse_copies(vm: str, options: dict[str, str]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import attrs
 
 from ..errors import OperationNotAllowed, OtherOperationInProgress, SrNotAttached, VmBadPowerState
-from ..refusals import OperationBlocked, VmIsSnapshot, VmIsTemplate
+from ..refusals import OperationBlocked, VmHasNoSuspendVdi, VmIsSnapshot, VmIsTemplate
 from ..store.interfaces import NULL
 from .client import UpstreamClient
+from .images import image_form
 
 MOST_DEVICES = 64
 OURS = "xapi_migrate:"
@@ -23,7 +24,8 @@ Raw = dict[str, Any]
 
 @attrs.frozen
 class Seen:
-    """Records by reference. `pbds`: for each SR that of the host."""
+    """Records by reference. `pbds`: for each SR that of the host. `image_form`: of a Suspended VM's image, which is one
+    of `vdis`."""
 
     vm: str
     record: Raw
@@ -33,6 +35,7 @@ class Seen:
     pbds: Mapping[str, Raw]
     vifs: Mapping[str, Raw]
     networks: Mapping[str, Raw]
+    image_form: str = ""
 
 
 async def record_of(client: UpstreamClient, session: str, cls: str, ref: Any) -> Raw:
@@ -55,6 +58,13 @@ async def read_vm(client: UpstreamClient, session: str, vm: str) -> Seen:
         if vbd.get("type") == "Disk" and not vbd.get("empty"):
             vbds[ref] = vbd
             vdis[vbd["VDI"]] = await read_disk(client, session, vbd["VDI"], ref)
+    form = ""
+    if record["power_state"] == "Suspended":
+        image = record.get("suspend_VDI")
+        if not isinstance(image, str) or image == NULL:
+            raise VmHasNoSuspendVdi(vm)
+        vdis[image] = await read_disk(client, session, image, "")
+        form = await _image_form(client, session, vm, host)
     srs: dict[str, Raw] = {}
     pbds: dict[str, Raw] = {}
     for vdi in vdis.values():
@@ -64,7 +74,17 @@ async def read_vm(client: UpstreamClient, session: str, vm: str) -> Seen:
     vifs = {ref: await record_of(client, session, "VIF", ref) for ref in _refs(record, "VIFs")}
     used = {vif["network"] for vif in vifs.values()}
     networks = {ref: await record_of(client, session, "network", ref) for ref in sorted(used)}
-    return Seen(vm, record, vbds, vdis, srs, pbds, vifs, networks)
+    return Seen(vm, record, vbds, vdis, srs, pbds, vifs, networks, form)
+
+
+async def _image_form(client: UpstreamClient, session: str, vm: str, host: Any) -> str:
+    form = image_form((await record_of(client, session, "host", host)).get("software_version"))
+    if not form:
+        raise OperationNotAllowed(
+            f"The VM {vm} is Suspended, and its toolstack does not say which software wrote the image: nobody could "
+            "know whether the receiving host resumes it. Resume it and shut it down before."
+        )
+    return form
 
 
 async def sr_here(client: UpstreamClient, session: str, sr: str) -> tuple[Raw, Raw]:
@@ -94,8 +114,8 @@ def check(vm: str, record: Raw) -> None:
             f"The VM {vm} runs in a domain of the toolstack's. This server moves its VMs only while they are off: "
             "shut it down, or move it by the toolstack's own VM.migrate_send."
         )
-    if state != "Halted":
-        raise VmBadPowerState(vm, "halted", state.lower())
+    if state not in ("Halted", "Suspended"):
+        raise VmBadPowerState(vm, "halted, suspended", state.lower())
 
 
 async def control_domain(client: UpstreamClient, session: str) -> str:

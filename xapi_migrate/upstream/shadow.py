@@ -47,6 +47,8 @@ class Shadows:
         self._create("VM", seen.vm, seen.record, blocked_operations=others)
         for ref, vdi in seen.vdis.items():
             self._create("VDI", ref, vdi, SR=vdi["SR"], location=vdi["uuid"])
+        if seen.image_form:
+            self._records.update("VM", seen.vm, suspend_VDI=seen.record["suspend_VDI"], _image_form=seen.image_form)
         for ref, vbd in seen.vbds.items():
             self._create("VBD", ref, vbd, VM=seen.vm, VDI=vbd["VDI"])
         for ref, vif in seen.vifs.items():

@@ -17,7 +17,8 @@ VM_POWER_ADMIN = (
     "vm.start", "vm.destroy", "vm.migrate_send", "vm.assert_can_migrate", "vm.add_to_blocked_operations",
     "vm.remove_from_blocked_operations", "vm.set_blocked_operations", "vm.set_is_a_template",
     "vm.remove_from_other_config", "vdi.create", "vdi.destroy", "vdi.forget", "vdi.remove_from_other_config",
-    "vbd.create", "vbd.destroy", "vbd.plug", "vbd.unplug", "host.migrate_receive", "http/put_import_metadata",
+    "vm.hard_shutdown", "vm.resume", "vbd.create", "vbd.destroy", "vbd.plug", "vbd.unplug", "host.migrate_receive",
+    "http/put_import_metadata",
 )  # fmt: skip
 """Some of what this role may."""
 

@@ -100,7 +100,26 @@ class Machines(Tables):
         self.update("VM", vm, power_state="Running", resident_on=self.host)
         self.starts.append(record["uuid"])
 
+    def VM_resume(self, vm: str, paused: bool, force: bool) -> None:
+        """Its image goes."""
+        record = self.find("VM", vm)
+        if record["power_state"] != "Suspended" or record["is_a_template"]:
+            raise Failure("VM_BAD_POWER_STATE", vm, "suspended", record["power_state"].lower())
+        self.VM_hard_shutdown(vm)
+        self.VM_start(vm, paused, force)
+
+    def VM_hard_shutdown(self, vm: str) -> None:
+        record = self.find("VM", vm)
+        if record["power_state"] == "Halted":
+            raise Failure("VM_BAD_POWER_STATE", vm, "running, suspended", "halted")
+        if record["power_state"] == "Suspended":
+            self.VDI_destroy(record["suspend_VDI"])
+        self.update("VM", vm, power_state="Halted", suspend_VDI=NULL, resident_on=NULL)
+
     def VM_destroy(self, vm: str) -> None:
+        state = self.find("VM", vm)["power_state"]
+        if state != "Halted":
+            raise Failure("VM_BAD_POWER_STATE", vm, "halted", state.lower())
         with self.changed:
             for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs")):
                 for ref in list(self.find("VM", vm)[field]):
