@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import attrs
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
+from twisted.internet import defer, reactor, task
 
 from tests.sm.two_hosts import (
     MIB,
@@ -24,6 +25,7 @@ from tests.sm.two_hosts import (
 )  # fmt: skip
 from xapi_migrate.sm.interfaces import CopyState
 from xapi_migrate.sm.services import SMServices
+from xapi_migrate.together import started
 
 pytestmark = pytest.mark.system
 SIZE = 128 * MIB
@@ -83,6 +85,30 @@ async def test_a_datapath_that_died_meanwhile_fails_its_copy(tmp_path: Path) -> 
         status = await ours.sr.copy_state("copy-1")
         assert status.state is CopyState.FAILED and "died" in status.error
         assert ours.services.alive().nothing
+
+
+@pytest.mark.parametrize("moment", ["its LUN is looked at", "its copier runs"])
+@pytest_twisted.ensureDeferred
+async def test_a_copy_that_a_stopping_daemon_cancelled_begins_anew(tmp_path: Path, moment: str) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi, fresh = await make_disk(ours, SIZE, filled=8 * MIB), str(uuid.uuid4())
+        await theirs.sr.vdi_create(fresh, SIZE)
+        url = await theirs.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1")
+        beginning = started(ours.sr.vdi_copy(vdi, url, "copy-1", None))
+        end = reactor.seconds() + 20
+        while (copy := ours.services.copies.of_vdi(vdi)) is None or (
+            moment == "its copier runs" and not copy.copier.alive
+        ):
+            assert reactor.seconds() < end and not beginning.called
+            await task.deferLater(reactor, 0)
+        beginning.cancel()
+        with pytest.raises(defer.CancelledError):
+            await beginning
+        await restart(ours, "raw")
+        await ours.sr.vdi_copy(vdi, url, "copy-1", None)
+        await until(ours, "copy-1", CopyState.READY)
+        await ours.sr.copy_cancel("copy-1")
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
 
 
 @pytest_twisted.ensureDeferred

@@ -33,6 +33,8 @@ from xapi_migrate.sm.optional import ICopyTask
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 _STATE = "copy.json"
+CANCELLED = "cancelled"
+"""Why a copy has failed that nobody waits for any more."""
 _TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost, ConnectionError, OSError)
 
 
@@ -102,7 +104,7 @@ class Copy:
             return
         except BaseException:
             self._mirror = None
-            await self._conclude("cancelled")
+            await self._conclude(CANCELLED)
             raise
         self._follow()
 
@@ -154,7 +156,7 @@ class Copy:
     async def cancel(self) -> None:
         """End it whatever its state. The guest is not disturbed."""
         if not self.over:
-            self.give_up("cancelled")
+            self.give_up(CANCELLED)
             await self._until_over(None, "")
         await self.tidied()
         (self.folder / _STATE).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from twisted.internet import threads
 from xapi_migrate.errors import HandleInvalid, SrBackendFailure
 from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copier import folder_name
-from xapi_migrate.sm.copy import Copy, CopyOf, read_copy
+from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf, read_copy
 from xapi_migrate.sm.datapath import COPY, TARGET
 from xapi_migrate.sm.datapaths import Datapaths, mounts
 from xapi_migrate.sm.flushing import Flushing
@@ -96,6 +96,8 @@ class Copies:
                     await copy.tidy(datapath)
                 else:
                     await copy.copier.end()
+                if status.error == CANCELLED:  # by the end of the daemon: who wants it still asks for it again
+                    await self.forget(of.ref)
             elif datapath is None or url is None or COPY not in datapath.users:
                 await copy.copier.end()
                 copy.end_at_once(CopyStatus(CopyState.FAILED, error="its datapath died while the daemon was down"))
