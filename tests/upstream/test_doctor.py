@@ -66,7 +66,10 @@ async def test_one_that_stays_is_free_again_and_may_move(kind: str, tmp_path: Pa
 async def test_one_that_has_moved_stays_locked_with_its_disks_and_may_be_destroyed(kind: str, tmp_path: Path) -> None:
     async with lost(kind, tmp_path) as (two, here, begun, session):
         await threads.deferToThread(ask, session, "force_settle", vm=begun.uuid, outcome="moved")
-        assert set(two.source.records.get("VM", begun.vm)["blocked_operations"]) == set(BLOCKED) - {"destroy", "hard_shutdown"}
+        assert set(two.source.records.get("VM", begun.vm)["blocked_operations"]) == set(BLOCKED) - {
+            "destroy",
+            "hard_shutdown",
+        }
         assert set(two.source.records.refs("VDI")) == set(begun.vdis)
         assert here.leases.known == {} and here.records.refs("VM") == []
         with pytest.raises(XenAPI.Failure, match="OPERATION_BLOCKED"):
@@ -122,7 +125,10 @@ async def test_what_is_in_doubt_and_said_to_have_moved_is_kept(kind: str, tmp_pa
 
         await threads.deferToThread(work)
         await two.until(lambda: not here.leases.known)
-        assert set(two.source.records.get("VM", begun.vm)["blocked_operations"]) == set(BLOCKED) - {"destroy", "hard_shutdown"}
+        assert set(two.source.records.get("VM", begun.vm)["blocked_operations"]) == set(BLOCKED) - {
+            "destroy",
+            "hard_shutdown",
+        }
         assert set(two.source.records.refs("VDI")) == set(begun.vdis)
         assert here.records.refs("VM") == [] and here.records.refs("VDI") == []
 

@@ -16,6 +16,7 @@ from twisted.internet import threads
 from tests.upstream.beside import Beside, Kept, beside, halted_vm, offer, session_of, world
 from tests.upstream.toolstacks import SimulatedToolstack, toolstack
 from tests.xenapi.two_servers import DISK, until
+from xapi_migrate.errors import RemoteError
 from xapi_migrate.testing.fake_sm import FakeLuns
 from xapi_migrate.upstream.images import can_resume, image_form
 from xapi_migrate.upstream.lease import BLOCKED
@@ -122,6 +123,37 @@ async def test_it_moves_beside_another_toolstack_of_the_same_software(tmp_path: 
         assert len(storage.disks) == 3
         session = await threads.deferToThread(session_of, two.there)
         await threads.deferToThread(session.xenapi.VM.resume, ref, False, False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_is_given_up_when_the_other_toolstack_has_it(tmp_path: Path) -> None:
+    """Imported and not yet locked: it goes there with its image and disks, and resumes where it was."""
+    async with pair(tmp_path) as two:
+        vm, _, vdis = await suspended_vm(two.source, SOFTWARE)
+        uris = await uris_of(two, SOFTWARE)
+        call, failed = two.there.client.call, []
+
+        async def fails_once(method: str, *params: Any, **options: Any) -> Any:
+            if method == "VM.set_blocked_operations" and not failed:
+                [there] = two.destination.records.refs("VM")
+                failed.append(two.destination.records.get("VM", there))
+                raise RemoteError(["INTERNAL_ERROR", "x"], "INTERNAL_ERROR: x")
+            return await call(method, *params, **options)
+
+        two.there.client.call = fails_once  # type: ignore[method-assign]
+        session = await threads.deferToThread(session_of, two.here)
+        with pytest.raises(XenAPI.Failure, match="INTERNAL_ERROR"):
+            await threads.deferToThread(session.xenapi.VM.migrate, vm, uris, {}, {})
+        [imported] = failed
+        assert (imported["power_state"], imported["is_a_template"]) == ("Suspended", True)
+        await until(lambda: not two.there.arrivals.known, "it stays at the other toolstack")
+        for cls in ("VM", "VBD", "VDI", "VIF"):
+            assert two.destination.records.refs(cls) == []
+        [storage] = [one.storage for one in two.destination.disks.values()]
+        assert storage.disks == {}
+        await until(lambda: not two.here.leases.known)
+        assert set(two.source.records.refs("VDI")) == set(vdis)
+        await threads.deferToThread(session.xenapi.VM.resume, vm, False, False)
 
 
 @pytest.mark.parametrize(

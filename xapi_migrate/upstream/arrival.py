@@ -129,12 +129,25 @@ class Arrivals:
             return False
         found = await self._find(arrival, session)
         if found is not None:
-            await self._tolerant("VM.remove_from_blocked_operations", session, found[0], "destroy")
-            await self._tolerant("VM.destroy", session, found[0])
+            await self._destroy(arrival, session, found[0])
         for sr in arrival.srs:
             for vdi in await self._vdis(arrival, session, sr):
                 await self._tolerant("VDI.destroy", session, vdi)
         return True
+
+    async def _destroy(self, arrival: Arrival, session: str, vm: str) -> None:
+        """Nobody starts it meanwhile. One that is Suspended is Halted before, which takes its image along, and for
+        which it may have to be no template."""
+        locked = {one: arrival.reason for one in BLOCKED if one not in ("destroy", "hard_shutdown")}
+        await self._tolerant("VM.set_blocked_operations", session, vm, locked)
+        try:
+            await self._tolerant("VM.destroy", session, vm)
+        except RemoteError as refusal:
+            if refusal.failure()[0] != "VM_BAD_POWER_STATE":
+                raise
+            await self._client.call("VM.set_is_a_template", session, vm, False)
+            await self._client.call("VM.hard_shutdown", session, vm)
+            await self._tolerant("VM.destroy", session, vm)
 
     async def _import_is_over(self, arrival: Arrival, session: str) -> bool:
         if not arrival.task:
@@ -171,7 +184,7 @@ class Arrivals:
             if isinstance(one, dict) and one.get("SR") == sr and (one.get("other_config") or {}).get(MARK) == arrival.id
         ]  # fmt: skip
 
-    async def _tolerant(self, method: str, session: str, ref: str, *more: str) -> None:
+    async def _tolerant(self, method: str, session: str, ref: str, *more: Any) -> None:
         """Gone already is as good."""
         try:
             await self._client.call(method, session, ref, *more)

@@ -51,8 +51,8 @@ class Notes(Generic[N]):
 
     async def forget(self, note: N) -> None:
         """OSError."""
-        self.known.pop(note.id, None)
         await in_thread(self._path(note).unlink, missing_ok=True)
+        self.known.pop(note.id, None)
 
     def _path(self, note: N) -> Path:
         return self._folder / f"{note.id}.json"
