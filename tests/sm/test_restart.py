@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -23,6 +24,7 @@ from tests.sm.two_hosts import (
     two_hosts,
     until,
 )  # fmt: skip
+from xapi_migrate.sm.copy import Copy
 from xapi_migrate.sm.interfaces import CopyState
 from xapi_migrate.sm.services import SMServices
 from xapi_migrate.together import started
@@ -87,7 +89,14 @@ async def test_a_datapath_that_died_meanwhile_fails_its_copy(tmp_path: Path) -> 
         assert ours.services.alive().nothing
 
 
-@pytest.mark.parametrize("moment", ["its LUN is looked at", "its copier runs"])
+MOMENTS: dict[str, Callable[[Copy], bool]] = {
+    "it is known": lambda copy: True,
+    "its LUN is asked who it is": lambda copy: (copy.folder / "identity" / "serial" / "process.json").exists(),
+    "its copier runs": lambda copy: copy.copier.alive,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest_twisted.ensureDeferred
 async def test_a_copy_that_a_stopping_daemon_cancelled_begins_anew(tmp_path: Path, moment: str) -> None:
     async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
@@ -96,9 +105,7 @@ async def test_a_copy_that_a_stopping_daemon_cancelled_begins_anew(tmp_path: Pat
         url = await theirs.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1")
         beginning = started(ours.sr.vdi_copy(vdi, url, "copy-1", None))
         end = reactor.seconds() + 20
-        while (copy := ours.services.copies.of_vdi(vdi)) is None or (
-            moment == "its copier runs" and not copy.copier.alive
-        ):
+        while (copy := ours.services.copies.of_vdi(vdi)) is None or not MOMENTS[moment](copy):
             assert reactor.seconds() < end and not beginning.called
             await task.deferLater(reactor, 0)
         beginning.cancel()

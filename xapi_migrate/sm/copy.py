@@ -100,7 +100,7 @@ class Copy:
             await self._mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
         except (MigrateError, *_TROUBLE) as failure:
             self._mirror = None
-            await self._conclude(str(failure))
+            await self._conclude(reason(failure))
             return
         except BaseException:
             self._mirror = None
@@ -412,6 +412,11 @@ def read_copy(folder: Path) -> tuple[CopyOf, TargetUrl | None, CopyStatus] | Non
         return CopyOf(**kept["of"]), TargetUrl(**kept["url"]) if kept["url"] else None, status
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def reason(failure: MigrateError | Exception) -> str:
+    """Why a copy failed, without the copy's name: who tells it names it."""
+    return failure.reason if isinstance(failure, CopyFailed) else str(failure)
 
 
 async def _concluded(mirror: Mirror) -> bool:

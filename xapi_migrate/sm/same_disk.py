@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet import threads
+from twisted.internet import defer, threads
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.child import spawn
@@ -58,7 +58,7 @@ async def _inquire(
     ended = child.ended().addTimeout(timeouts.identity, reactor)
     try:
         await ended
-    except Exception as failure:
+    except defer.TimeoutError as failure:
         raise CopyFailed(vdi, f"the LUN at {lun.portal} did not answer for {timeouts.identity:g} s") from failure
     finally:
         await child.kill()

@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 from xapi_migrate.errors import CopyFailed, HandleInvalid, MigrateError, VdiInUse
-from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf
+from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf, reason
 from xapi_migrate.sm.datapath import COPY
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, ISMDriver, SameDiskProof, SRConfig, TargetUrl
 from xapi_migrate.sm.optional import ICopyTask
@@ -56,7 +56,7 @@ class CopiesImages(SRImages):
                 await self._begin(copy, url)
         except MigrateError as failure:
             if not copy.over:
-                copy.end_at_once(CopyStatus(CopyState.FAILED, error=str(failure)))
+                copy.end_at_once(CopyStatus(CopyState.FAILED, error=reason(failure)))
         except BaseException:
             # cancelled before it had begun: there is nobody else who would end it
             if not copy.over:
