@@ -47,7 +47,7 @@ def test_one_that_does_not(run: Run, plugins: Path) -> None:
     assert done.returncode == 1, done.stderr
     failed = {verdict["check"]: verdict for verdict in json.loads(done.stdout) if verdict["failure"]}
     assert "check_backend_nonce" in failed and "check_same_disk" in failed and "check_gate" not in failed
-    assert "sm_contract.py:" in failed["check_backend_nonce"]["failure"]
+    assert "sm_contract_backend.py:" in failed["check_backend_nonce"]["failure"]
 
 
 def test_an_sr_with_vdis_in_it_is_not_touched(run: Run, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ other checks that the receiver makes before the first byte."""
 from __future__ import annotations
 
 import pytest
-from twisted.internet.task import Clock
 
 from xapi_migrate.errors import MigrateError
 from xapi_migrate.migration.claims import Claims, DiskClaim
@@ -12,11 +11,6 @@ from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.testing.fake_sm import FakeSR
 from xapi_migrate.testing.two_hosts import SIZE, SimTask, TwoHosts
 from xapi_migrate.together import started
-
-
-@pytest.fixture
-def world() -> TwoHosts:
-    return TwoHosts(Clock())
 
 
 def over(task: SimTask) -> bool:

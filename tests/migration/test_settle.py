@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from xapi_migrate.errors import OperationNotAllowed
@@ -13,11 +12,6 @@ from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.memory_journals import Crash, MemoryJournal
 from xapi_migrate.testing.two_hosts import SimTask, TwoHosts
 from xapi_migrate.together import started
-
-
-@pytest.fixture
-def world() -> TwoHosts:
-    return TwoHosts(Clock())
 
 
 def in_doubt(world: TwoHosts) -> tuple[str, str, SimTask]:

@@ -11,11 +11,6 @@ from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.two_hosts import SIZE, SimTask, TwoHosts
 
 
-@pytest.fixture
-def world() -> TwoHosts:
-    return TwoHosts(Clock())
-
-
 def over(task: SimTask) -> bool:
     return task.status != "pending"
 

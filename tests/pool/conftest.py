@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.pool.pool_world import PoolWorld
-from tests.system.conftest import SETTINGS
-from xapi_migrate.lab.lab import Lab
+from tests.system import labs
 from xapi_migrate.testing.postgresql import PostgreSQL
 
 OF_A_POOL = {"member_interval": 0.5, "member_lost": 4.0}
@@ -34,22 +31,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def pool_lab() -> Iterator[PoolWorld]:
-    folder = Path(tempfile.mkdtemp(prefix="xp-"))
-    try:
-        with Lab(folder, settings={**SETTINGS, **OF_A_POOL}, one_pool=True) as lab:
-            yield PoolWorld(lab)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with labs.lab(one_pool=True, **OF_A_POOL) as lab:
+        yield PoolWorld(lab)
 
 
 @pytest.fixture
 def pool(pool_lab: PoolWorld) -> Iterator[PoolWorld]:
     """Two members of one pool, without VMs at the beginning and at the end of each test, both running."""
     yield pool_lab
-    for host in pool_lab.lab.hosts:
-        if not host.alive:
-            host.start()
-            host.wait_ready()
+    labs.all_run(pool_lab.lab)
     pool_lab.both_live()
     pool_lab.empty()
 
@@ -57,10 +47,5 @@ def pool(pool_lab: PoolWorld) -> Iterator[PoolWorld]:
 @pytest.fixture
 def postgresql_pool(postgresql: PostgreSQL) -> Iterator[PoolWorld]:
     """The same on a PostgreSQL."""
-    folder = Path(tempfile.mkdtemp(prefix="xp-"))
-    settings = {**SETTINGS, **OF_A_POOL}
-    try:
-        with Lab(folder, settings=settings, one_pool=True, database=postgresql.new_database()) as lab:
-            yield PoolWorld(lab)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with labs.lab(one_pool=True, database=postgresql.new_database(), **OF_A_POOL) as lab:
+        yield PoolWorld(lab)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import SETTINGS
+from tests.system import labs
 from tests.system.world import World, as_raw
-from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest
 
 pytestmark = pytest.mark.system
@@ -20,12 +17,8 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def careful() -> Iterator[World]:
-    folder = Path(tempfile.mkdtemp(prefix="xm-"))
-    try:
-        with Lab(folder, settings={**SETTINGS, "schemes": ("https",), "insecure_storage": False}) as lab:
-            yield World(lab)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with labs.lab(schemes=("https",), insecure_storage=False) as lab:
+        yield World(lab)
 
 
 def test_a_running_guest_moves_there_and_back_and_nothing_crosses_in_clear(careful: World, tmp_path: Path) -> None:

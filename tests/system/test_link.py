@@ -3,9 +3,7 @@ is cut, over one that is slower than the guest writes, and over one whose packet
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system import labs
 from tests.system.namespaces import Link, distant_hosts, inside
 from tests.system.relay import Relay
 from tests.system.world import GuestOf, World, as_raw
@@ -48,14 +47,11 @@ def link() -> Iterator[Link]:
 
 @pytest.fixture(scope="module")
 def far_world(link: Link) -> Iterator[World]:
-    folder = Path(tempfile.mkdtemp(prefix="xm-"))
-    lab = Lab(folder, settings=SETTINGS)
-    lab.hosts = distant_hosts(link, lab.hosts)
-    try:
+    with labs.folder() as folder:
+        lab = Lab(folder, settings=SETTINGS)
+        lab.hosts = distant_hosts(link, lab.hosts)
         with inside(link.path("s")), lab:
             yield World(lab)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -65,10 +61,7 @@ def far(link: Link, far_world: World) -> Iterator[World]:
     link.heal()
     yield far_world
     link.heal()
-    for host in far_world.lab.hosts:
-        for uuid, record in far_world.vms(host).items():
-            if not record["is_control_domain"]:
-                far_world.destroy(host, uuid)
+    far_world.empty()
 
 
 def unbroken(world: World, made: GuestOf, folder: Path, moved: bool) -> None:
@@ -203,9 +196,8 @@ def test_two_members_of_one_pool_over_one_postgresql(link: Link, tmp_path: Path)
     """Records are shared and so is the disk: only memory crosses the link, and when that is cut the guest stays."""
     link.shape(FAST)
     link.heal()
-    folder = Path(tempfile.mkdtemp(prefix="xm-"))
     try:
-        with PostgreSQL() as server:
+        with labs.folder() as folder, PostgreSQL() as server:
             lab = Lab(folder, settings=SETTINGS, one_pool=True, database=server.new_database())
             lab.hosts = distant_hosts(link, lab.hosts)
             with inside(link.path("s")), lab:
@@ -231,7 +223,6 @@ def test_two_members_of_one_pool_over_one_postgresql(link: Link, tmp_path: Path)
                 assert made.guest.ticker.lost(image, console.counters) == []
     finally:
         link.heal()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pool_migrate(world: World, uuid: str, patience: float = 0.0) -> str:

@@ -166,6 +166,13 @@ class World:
         with self.session(host) as api:
             api.VM.hard_shutdown(api.VM.get_by_uuid(uuid))
 
+    def empty(self) -> None:
+        """No VMs on either host."""
+        for host in (self.source, self.destination):
+            for uuid, record in self.vms(host).items():
+                if not record["is_control_domain"]:
+                    self.destroy(host, uuid)
+
     def destroy(self, host: LabHost, uuid: str) -> None:
         """The VM and its disks, whatever its power state."""
         with self.session(host) as api:
