@@ -131,3 +131,9 @@ def test_each_option_is_said_of_the_commands_that_have_it() -> None:
     assert {option: commands for option, commands in said.items() if option not in daemons} == {
         option: commands | (said.get(option, set()) & {"serve"}) for option, commands in has.items()
     }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/cli.md"])
+def test_lines_that_are_no_tables_are_short(page: str) -> None:
+    lines = (ROOT / page).read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
