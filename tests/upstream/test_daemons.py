@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import attrs
 import pytest
 import XenAPI
 
+from tests.system.test_doctor import command
 from tests.upstream.simulated.server import SimulatedXapi
 from tests.upstream.simulated.storage import SR_MOUNT
 from tests.wire.raw import xml
 from xapi_migrate import tls
 from xapi_migrate.lab.host import LabHost
 from xapi_migrate.upstream import extensions
+from xapi_migrate.upstream.lease import BLOCKED, MOVING, Lease
 
 pytestmark = pytest.mark.system
 SIZE = 8 << 20
@@ -156,6 +160,17 @@ def test_a_halted_vm_of_xapis_moves_with_its_vhd(short_tmp: Path, ext_sr: tuple[
                 host.wait_ready()
             with receiver.server.session() as there:
                 uris = there.xenapi.VM.receive(file_sr(there, short_tmp / "received"))
+            assert command(beside, "doctor").stdout == "Nothing is left behind.\n"
+            lost = Lease("lost", vm, "OpaqueRef:none", [vdi], state=MOVING, uuid=database.find("VM", vm)["uuid"])
+            database.update("VM", vm, blocked_operations=dict.fromkeys(BLOCKED, lost.reason))
+            beside.end()
+            (beside.state_dir / "upstream" / "lost.json").write_text(json.dumps(attrs.asdict(lost)))
+            beside.start()
+            beside.wait_ready()
+            assert f"VM {lost.uuid} is in doubt" in command(beside, "doctor").stdout
+            settled = command(beside, "force-settle", lost.uuid, "--outcome", "stays", "--yes")
+            assert settled.returncode == 0, settled.stderr
+            assert database.find("VM", vm)["blocked_operations"] == {}
             with beside.server.session() as session:
                 assert session.xenapi.VM.migrate(vm, uris, {}, {}) == vm
                 assert session.xenapi.VM.get_all() == [session.xenapi.host.get_control_domain(database.host)]

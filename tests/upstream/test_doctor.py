@@ -22,6 +22,8 @@ from xapi_migrate.toolstack.plugin_calls import PLUGIN
 from xapi_migrate.upstream.lease import BLOCKED
 from xapi_migrate.xenapi.calls import CallContext
 
+STILL_BLOCKED = set(BLOCKED) - {"destroy", "hard_shutdown"}
+
 
 def ask(session: Any, function: str, **arguments: str) -> Any:
     x = session.xenapi
