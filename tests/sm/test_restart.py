@@ -127,3 +127,15 @@ async def test_a_killed_datapath_leaves_no_mount(tmp_path: Path) -> None:
         await theirs.services.datapaths.get(vdi).daemon.child.kill()
         await restart(theirs, "qcow2")
         assert theirs.services.alive().mounts == ()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_that_was_being_forgotten_is_forgotten(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=48 * MIB)
+        await begin_copy(ours, theirs, vdi, SIZE)
+        copy = ours.services.copies.get("copy-1")
+        await copy.cancel()
+        assert copy.folder.exists()
+        await restart(ours, "raw")
+        assert not copy.folder.exists()

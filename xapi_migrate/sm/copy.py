@@ -419,6 +419,11 @@ def reason(failure: MigrateError | Exception) -> str:
     return failure.reason if isinstance(failure, CopyFailed) else str(failure)
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a copy of this folder has been kept, readable or not."""
+    return (folder / _STATE).exists()
+
+
 async def _concluded(mirror: Mirror) -> bool:
     """Whether the job has come to an end by itself, and will say why."""
     try:

@@ -12,8 +12,8 @@ from twisted.internet import threads
 
 from xapi_migrate.errors import HandleInvalid, SrBackendFailure
 from xapi_migrate.sm.behind import Behind
-from xapi_migrate.sm.copier import folder_name
-from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf, read_copy
+from xapi_migrate.sm.copier import folder_name, sweep
+from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf, has_state, read_copy
 from xapi_migrate.sm.datapath import COPY, TARGET
 from xapi_migrate.sm.datapaths import Datapaths, mounts
 from xapi_migrate.sm.flushing import Flushing
@@ -86,6 +86,8 @@ class Copies:
         for folder in sorted(self._folder.glob("*")):
             kept = read_copy(folder)
             if kept is None:
+                if not has_state(folder):  # it was being forgotten: that goes first
+                    await sweep(self._reactor, folder)
                 continue
             of, url, status = kept
             copy = self.new(of)
