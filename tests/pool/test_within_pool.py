@@ -36,6 +36,7 @@ def test_on_shared_storage_only_memory_moves_and_the_record_stays(pool: PoolWorl
         vm = api.VM.get_by_uuid(made.uuid)
         vdis = sorted(made.vdis)
         token = getattr(api.event, "from")(["vm"], "", 0.0)["token"]
+        before = api.VM_metrics.get_start_time(api.VM.get_metrics(vm))
         # asked where the VM is not, it is carried to where it is
         pool_migrate(pool, made.uuid, pool.destination, pool.destination)
         pool.wait(lambda: api.VM.get_resident_on(vm) == pool.ref(pool.destination), "it has not moved")
@@ -53,6 +54,8 @@ def test_on_shared_storage_only_memory_moves_and_the_record_stays(pool: PoolWorl
         pool.wait(lambda: api.VM.get_current_operations(vm) == {}, "it stays busy")
         assert "pool_migrate" in api.VM.get_allowed_operations(vm)
         assert len(api.VM.get_consoles(vm)) == 1
+        assert int(api.VM.get_domid(vm)) > 0 and sorted(map(api.VBD.get_device, vbds)) == ["xvda", "xvdb"]
+        assert api.VM_metrics.get_start_time(api.VM.get_metrics(vm)) == before
     # and back as qcow2: first its disks move beneath it to the other shared SR
     with pool.session(pool.source) as api:
         for vbd in vbds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from twisted.internet import defer, task
@@ -93,7 +94,8 @@ class Members:
         if metrics != NULL:
             told = self._records.get("host_metrics", metrics)["memory_free"]
             if abs(told - free) > told // 16:
-                self._records.update("host_metrics", metrics, memory_free=free)
+                now = datetime.fromtimestamp(self._reactor.seconds(), UTC)
+                self._records.update("host_metrics", metrics, memory_free=free, last_updated=now)
 
     def _take_mastership(self) -> None:
         """The first host that is alive is master in the place of a dead one. It is a name for clients: nothing depends

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import uuid as uuids
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from xapi_migrate.processes.in_thread import in_thread
 from xapi_migrate.sm.interfaces import ISMDriver
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.host_interface import HostInterface, interface_with
+from xapi_migrate.toolstack.processors import cpu_info, note_processors
 from xapi_migrate.toolstack.profile import Profile
 
 _ROLES = {
@@ -36,7 +37,6 @@ class Machine:
 
     uuid: str
     hostname: str
-    cpus: int
     memory: int
     cpu: dict[str, str]
     """cpu_info of the host's record."""
@@ -62,25 +62,7 @@ def _inspect(state_dir: Path) -> Machine:
         draft = state_dir / "host-uuid.new"
         draft.write_text(f"{uuid}\n")
         draft.replace(file)
-    cpus = os.cpu_count() or 1
-    return Machine(uuid, socket.gethostname(), cpus, _meminfo()["MemTotal"], _cpu_info(cpus))
-
-
-def _cpu_info(cpus: int) -> dict[str, str]:
-    """From the kernel's description of the processors, in XenAPI's words."""
-    told: dict[str, str] = {}
-    sockets = set()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        told.setdefault(name.strip(), value.strip())
-        if name.strip() == "physical id":
-            sockets.add(value.strip())
-    return {
-        "cpu_count": str(cpus), "socket_count": str(max(1, len(sockets))), "vendor": told.get("vendor_id", "unknown"),
-        "modelname": told.get("model name", "unknown"), "speed": told.get("cpu MHz", "0"),
-        "family": told.get("cpu family", "0"), "model": told.get("model", "0"), "stepping": told.get("stepping", "0"),
-        "flags": told.get("flags", ""), "features": "", "features_hvm": "", "features_pv": "",
-    }  # fmt: skip
+    return Machine(uuid, socket.gethostname(), _meminfo()["MemTotal"], cpu_info())
 
 
 async def prepare_host(
@@ -95,6 +77,7 @@ async def prepare_host(
     machine = await in_thread(_inspect, state_dir)
     profile = profile or Profile()
     host = _host(records, machine, address, name or machine.hostname, profile)
+    note_processors(records, host)
     _network(records, host, address, await in_thread(interface_with, address))
     _pool(records, host, machine, profile)
     _backends(records, drivers)
@@ -117,7 +100,10 @@ def _host(records: Records, machine: Machine, address: str, name: str, profile: 
     found = records.find("host", uuid=machine.uuid)
     known = records.get("host", found[0])["metrics"] if found else ""
     live = [known] if known in records.refs("host_metrics") else []
-    metrics = _ensure(records, "host_metrics", live, live=True, memory_total=machine.memory, memory_free=free_memory())
+    metrics = _ensure(
+        records, "host_metrics", live, live=True, memory_total=machine.memory, memory_free=free_memory(),
+        last_updated=datetime.now(UTC),
+    )  # fmt: skip
     fixed: dict[str, Any] = {} if found else {"uuid": machine.uuid, "name_label": name}
     return _ensure(
         records, "host", found, **fixed, hostname=machine.hostname, address=address, enabled=True, metrics=metrics,
