@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from tests.faults.points import ALWAYS, CANCELLED, Point, Span
+from tests.faults.points import ALWAYS, CANCELLED, EVERY, Point, Span
+from tests.system.deliveries import MEMORY, Fate
 
 if TYPE_CHECKING:
     from tests.faults.ground import Ground
@@ -33,6 +34,7 @@ class Blow:
     daemon: str = ""
     lasts: float = 0.0
     hangs: bool = False
+    harmless: bool = False
 
     def falls_on(self, point: Point) -> bool:
         return self.span.holds(point)
@@ -51,9 +53,29 @@ def _kill(side: str, folder: str) -> Callable[[Ground], None]:
     return strike
 
 
+def _twice(ground: Ground) -> None:
+    """Each request, in turn before, beside and after itself. Which comes first changes from point to point."""
+    first = EVERY.index(ground.point)
+    turns: dict[str, int] = {}
+
+    def fate(name: str) -> Fate:
+        turn = turns[name] = turns.get(name, first) + 1
+        # the memory stream needs the connection of the first: what is delivered before it is a failed stream
+        ways = (Fate.BESIDE, Fate.AFTER) if name == MEMORY else (Fate.BEFORE, Fate.BESIDE, Fate.AFTER)
+        return ways[turn % len(ways)]
+
+    ground.link.requests.deliveries.fate = fate
+
+
+def _late(ground: Ground) -> None:
+    ground.link.requests.deliveries.fate = lambda name: Fate.LATE
+
+
 _UNDONE = ALWAYS.undone
 _CANCELLED = tuple(point.words for point in CANCELLED)
 _IN_DOUBT = ("sender InDoubt", "sender Withdrawing")
+_ASKING = Span(last="sender after-ended", undone=_UNDONE, but=("sender Failed",))
+"""There are requests to come: the last is the sender's acknowledgement."""
 _ANSWERED = ("receiver after-ended",)
 
 BLOWS = [
@@ -75,4 +97,6 @@ BLOWS = [
     Blow("link stall", lambda ground: ground.link.stall(), lasts=LINK_DOWN),
     Blow("sender disk error", lambda ground: ground.disks[ground.sender.name].fail(), lasts=DISK_FAILS),
     Blow("receiver disk error", lambda ground: ground.disks[ground.receiver.name].fail(), lasts=DISK_FAILS),
+    Blow("requests twice", _twice, _ASKING, harmless=True),
+    Blow("requests late", _late, _ASKING, harmless=True),
 ]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.faults.blows import Blow
 from tests.faults.clients import Client
@@ -48,6 +49,7 @@ class Ground:
     sender: LabHost
     receiver: LabHost
     links: dict[str, Link]
+    point: Point
     disks: dict[str, FailingDisk]
     """By host: below all of its SRs that it does not share."""
 
@@ -99,6 +101,7 @@ class Ground:
     def run(self, point: Point, blow: Blow, client: Client | None = None) -> str:
         """Where the guest is in the end: sender, receiver, or halted at one of them."""
         self.open()
+        self.point = point
         guest = self._guest()
         begun = {host.name: _size(host.console(guest.uuid)) for host in (self.sender, self.receiver)}
         stopped = self.sender if point.role == "sender" else self.receiver
@@ -122,8 +125,11 @@ class Ground:
             for disk in self.disks.values():
                 disk.heal()
             owner = self._settled(guest)
+            self.link.requests.deliveries.calm()
             self.healing = time.monotonic() - at
             where = self._look(guest, owner, begun, blow)
+            client.end()
+            _judge(point, blow, where, client.told)
             failed = False
             return where
         finally:
@@ -241,6 +247,13 @@ class Ground:
             return found if len(datapaths) == 2 else [*found, f"{len(datapaths)} datapaths of 2 disks"]
 
         self.world.wait(lambda: not left(), f"left at {host.name}: {left()}", 15)
+
+
+def _judge(point: Point, blow: Blow, where: str, told: dict[str, Any]) -> None:
+    """What the client was told fits what came of it."""
+    if blow.harmless and point.way == "moved":
+        assert where == "receiver", f"it did not move: {told.get('error_info')}"
+        assert told["status"] == "success"
 
 
 def _state(host: LabHost) -> str:

@@ -96,7 +96,7 @@ class Tally:
             lane.failed.add(case)
             self.failed.add(case)
         what = "" if told["passed"] else "FAILED " + ("at its end " if again else "")
-        said = told["said"].rpartition(": ")[2] if told["passed"] else f"\n{told['said']}"
+        said = told["said"].partition(": ")[2] if told["passed"] else f"\n{told['said']}"
         place = f"{len(self.seconds):4} of {len(self.cases)}"
         print(f"{place} {lane.name} {told['seconds']:5.1f} s {what}{_short(case)} {said}", flush=True)
 

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from tests.faults.blows import BLOWS, Blow
+from tests.faults.clients import Client
 from tests.faults.ground import Ground
 from tests.faults.points import EVERY, NOT_STRUCK, STEPS, Point, expected
 
@@ -32,12 +33,14 @@ RUN = CASES if os.environ.get("FAULTS") == "all" else sample(SEED)
 @pytest.mark.system
 @pytest.mark.parametrize(("point", "blow"), RUN, ids=str)
 def test_struck(ground: Ground, point: Point, blow: Blow) -> None:
+    client = Client()
     try:
-        where = ground.run(point, blow)
+        where = ground.run(point, blow, client)
     except BaseException as failure:
         print(f"\nFAILED {point} {blow}: {failure}", flush=True)
         raise
-    print(f"\n{point} {blow}: {where}, {ground.healing:.1f} s", flush=True)
+    error = " ".join(client.told.get("error_info", ()))
+    print(f"\n{point} {blow}: {where}, {ground.healing:.1f} s; {error}", flush=True)
 
 
 def test_the_matrix_is_complete() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-REQUEST = re.compile(rb"^(HEAD|GET|PUT|DELETE) /migrate/[A-Za-z0-9_-]{43}(/[a-z0-9/]*)? HTTP/1\.1\r\n", re.MULTILINE)
+from tests.system.deliveries import Cutter, Deliveries, Line
 
 
 class Proxy:
@@ -18,6 +18,7 @@ class Proxy:
     `before(request)` is called when one passes, before it is handed on. While `lose_answers_of` holds a request, its
     answer is thrown away and the connection cut, once for each time it is in the list. A request in `lose` never
     arrives, and its connection is cut. What `replace` names in an answer is exchanged for bytes of the same length.
+    `deliveries` delivers requests twice or late.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -26,6 +27,7 @@ class Proxy:
         self.lose_answers_of: list[str] = []
         self.lose: set[str] = set()
         self.replace: dict[bytes, bytes] = {}
+        self.deliveries = Deliveries(target)
         self._target = target
         self._down = False
         self._flowing = threading.Event()
@@ -44,6 +46,7 @@ class Proxy:
     ) -> None:
         self._flowing.set()
         self.cut()
+        self.deliveries.calm()
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         for thread in self._threads:
@@ -101,27 +104,47 @@ class Proxy:
             self._run(self._connection, client, server)
 
     def _connection(self, client: socket.socket, server: socket.socket) -> None:
-        lost = threading.Event()
-        back = threading.Thread(target=self._relay, args=(server, client, lost, False), daemon=True)
+        line = Line()
+        back = threading.Thread(target=self._answers, args=(server, client, line), daemon=True)
         back.start()
-        self._relay(client, server, lost, True)
+        self._requests(client, server, line)
         back.join()
         for one in (client, server):
             self._sockets.remove(one)
             one.close()
 
-    def _relay(self, source: socket.socket, sink: socket.socket, lost: threading.Event, looks: bool) -> None:
+    def _requests(self, client: socket.socket, server: socket.socket, line: Line) -> None:
+        cutter = Cutter()
+
+        def handle(data: bytes) -> None:
+            for name, part in cutter.cut(data):
+                if name:
+                    self._look(name, line)
+                    self.deliveries.deliver(name, part, line, server.sendall)
+                else:
+                    server.sendall(part)
+
+        self._relay(client, server, handle)
+
+    def _answers(self, server: socket.socket, client: socket.socket, line: Line) -> None:
+        def handle(data: bytes) -> None:
+            line.answered()
+            if line.loses:
+                raise OSError("an answer is lost")
+            for old, new in self.replace.items():
+                data = data.replace(old, new)
+            client.sendall(data)
+
+        try:
+            self._relay(server, client, handle)
+        finally:
+            line.answered()
+
+    def _relay(self, source: socket.socket, sink: socket.socket, handle: Callable[[bytes], None]) -> None:
         try:
             while data := source.recv(1 << 16):
                 self._flowing.wait()
-                if looks:
-                    self._look(data, lost)
-                elif lost.is_set():
-                    break
-                else:
-                    for old, new in self.replace.items():
-                        data = data.replace(old, new)
-                sink.sendall(data)
+                handle(data)
         except OSError:
             pass
         for one in (source, sink):
@@ -130,13 +153,11 @@ class Proxy:
             except OSError:
                 pass
 
-    def _look(self, data: bytes, lost: threading.Event) -> None:
-        for match in REQUEST.finditer(data):
-            request = f"{match[1].decode()} {(match[2] or b'').decode()}".strip()
-            self.requests.append(request)
-            self.before(request)
-            if request in self.lose:
-                raise OSError(f"{request} is lost")
-            if request in self.lose_answers_of:
-                self.lose_answers_of.remove(request)
-                lost.set()
+    def _look(self, request: str, line: Line) -> None:
+        self.requests.append(request)
+        self.before(request)
+        if request in self.lose:
+            raise OSError(f"{request} is lost")
+        if request in self.lose_answers_of:
+            self.lose_answers_of.remove(request)
+            line.loses = True
