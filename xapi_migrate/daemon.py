@@ -20,6 +20,7 @@ from .domains.interfaces import IDomainDriver
 from .domains.qemu import QEMUDriver
 from .domains.qemu_config import DomainTimeouts, QEMUConfig
 from .errors import InvalidValue
+from .migration.claims import Claims
 from .migration.engine import Engine
 from .migration.host import Host
 from .migration.interfaces import IPeer
@@ -153,14 +154,15 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     server = _server(records, checker, reactor, host, beside)
     daemon.closes(server.stop)
     make_sr = _make_sr(services) if beside is None else lent(_make_sr(services))
+    claims = Claims(free_memory, domains.untouched)
     toolstack = make_toolstack(
-        server, drivers, make_sr, domains, LinuxBridges(), host, state_dir, reactor, config.without_bridge
+        server, drivers, make_sr, domains, LinuxBridges(), host, state_dir, reactor, claims, config.without_bridge
     )
     daemon.closes(toolstack.close)
     await toolstack.open()
 
     peers = partial(_peer, config, reactor, trust, reach)
-    about = _host(config, reactor, server, toolstack, domains, host, peers)
+    about = _host(config, reactor, server, toolstack, domains, host, peers, claims)
     engine = _engine(daemon, config, about, identity.fingerprint())
     daemon.closes(engine.stop)
     if beside is None:
@@ -263,6 +265,7 @@ def _host(
     domains: IDomainDriver,
     ref: str,
     peers: Callable[[list[str]], IPeer],
+    claims: Claims,
 ) -> Host:
     state_dir = config.state_dir.absolute()
     at = Stops(state_dir / FOLDER) if config.test_options else nowhere
@@ -276,7 +279,7 @@ def _host(
         tasks=server.tasks,
         journals=FileJournals(state_dir / "journal", at),
         peers=peers,
-        free_memory=free_memory,
+        claims=claims,
         stories=state_dir / "migrations",
         at=at,
     )

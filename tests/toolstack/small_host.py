@@ -12,6 +12,7 @@ from twisted.internet import reactor
 from zope.interface import implementer
 
 from xapi_migrate.errors import InvalidValue
+from xapi_migrate.migration.claims import Claims
 from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISMDriver, SRConfig
 from xapi_migrate.store.records import Records
@@ -49,6 +50,7 @@ class World:
     disks: dict[str, FakeStorage] = attrs.Factory(dict)
     broken: set[str] = attrs.Factory(set)
     srs: dict[str, FakeSR] = attrs.Factory(dict)
+    free_memory: int = 1 << 40
 
     def make_sr(self, config: SRConfig, driver: Any) -> Any:
         driver.open_sr(config)
@@ -105,7 +107,16 @@ async def small_host(
     domains = FakeDomains(world.hypervisor)
     await domains.open()
     toolstack = make_toolstack(
-        server, drivers, world.make_sr, domains, FakeBridges(world.hypervisor), host, tmp_path, reactor, without_bridge
+        server,
+        drivers,
+        world.make_sr,
+        domains,
+        FakeBridges(world.hypervisor),
+        host,
+        tmp_path,
+        reactor,
+        Claims(lambda: world.free_memory, domains.untouched),
+        without_bridge,
     )
     await toolstack.open()
     server.tasks.fail_orphans()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
+from twisted.internet import defer, reactor
 from twisted.internet.task import deferLater
 
 from tests.toolstack.small_host import World, small_host
@@ -14,6 +14,7 @@ from xapi_migrate.errors import (
     DomainError,
     HandleInvalid,
     InvalidValue,
+    NotEnoughMemory,
     OtherOperationInProgress,
     RemoteError,
     SrBackendFailure,
@@ -253,3 +254,36 @@ async def test_a_broken_detach_does_not_keep_a_vm_from_halting(tmp_path: Path) -
         here.toolstack.sr(sr).fail("vdi_deactivate", SrBackendFailure("x", "y"))  # type: ignore[attr-defined]
         await here.call("VM.hard_shutdown", vm)
         assert here.get("VM", vm)["power_state"] == "Halted"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_vm_that_does_not_fit_into_the_memory_that_is_free_stays_as_it_is(tmp_path: Path) -> None:
+    world = World()
+    async with small_host(tmp_path, world) as here:
+        sr = await here.sr()
+        vms = [await here.vm(sr) for _ in range(2)]
+        needed = here.get("VM", vms[0])["memory_static_max"]
+        world.free_memory = needed - 1
+        for call in ("VM.start", "VM.start_on"):
+            on = (here.host,) if call == "VM.start_on" else ()
+            with pytest.raises(NotEnoughMemory) as refused:
+                await here.call(call, vms[0], *on, False, False)
+            assert refused.value.failure() == ["HOST_NOT_ENOUGH_FREE_MEMORY", str(needed), str(needed - 1)]
+        assert here.get("VM", vms[0])["power_state"] == "Halted"
+        assert here.get("VM", vms[0])["allowed_operations"] == ["start", "migrate_send", "destroy"]
+        assert not here.get("VM", vms[0]).get("_domain_host") and here.world.hypervisor.guests == {}
+        # two that are started at once do not both fit
+        world.free_memory = 2 * needed - 1
+        starting = [defer.ensureDeferred(here.call("VM.start", vm, False, False)) for vm in vms]
+        (first, _), (second, failure) = await defer.DeferredList(starting, consumeErrors=True)
+        assert (first, second) == (True, False) and failure.check(NotEnoughMemory)
+        # what was promised to the one that runs, and not touched yet, is not free; nor is it counted for its reboot
+        await here.call("VM.hard_reboot", vms[0])
+        await here.call("VM.suspend", vms[0])
+        world.free_memory = needed - 1
+        with pytest.raises(NotEnoughMemory):
+            await here.call("VM.resume", vms[0], False, False)
+        assert here.get("VM", vms[0])["power_state"] == "Suspended"
+        world.free_memory = needed
+        await here.call("VM.resume", vms[0], False, False)
+        await here.call("VM.hard_shutdown", vms[0])

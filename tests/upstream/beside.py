@@ -16,6 +16,7 @@ from tests.upstream.overlaid import Overlaid
 from tests.upstream.toolstacks import Toolstack, toolstack
 from tests.xenapi.two_servers import FREE_MEMORY, PASSWORD, USER, Server, one_server, until
 from xapi_migrate.config import Config
+from xapi_migrate.migration.claims import Claims
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.sm.discovery import Drivers
@@ -106,12 +107,15 @@ async def beside(toolstack: Toolstack, kept: Kept, at: int = 0) -> AsyncIterator
         made.uuid, made.stalled = config.uuid, kept.stalled
         return made
 
-    own = make_toolstack(server, drivers, lent(make_sr), domains, FakeBridges(hypervisor), ref, kept.folder, reactor)
+    claims = Claims(lambda: FREE_MEMORY, domains.untouched)
+    own = make_toolstack(
+        server, drivers, lent(make_sr), domains, FakeBridges(hypervisor), ref, kept.folder, reactor, claims
+    )
     await own.open()
     host = Host(
         ref=ref, config=Config(kept.folder, times=TIMES, insecure_storage=True), clock=reactor,
         records=records, toolstack=own, domains=domains, tasks=server.tasks, journals=kept.journals,
-        peers=lambda uris: HttpPeer(reactor, uris, TIMES), free_memory=lambda: FREE_MEMORY, stories=kept.folder,
+        peers=lambda uris: HttpPeer(reactor, uris, TIMES), claims=claims, stories=kept.folder,
     )  # fmt: skip
     listeners: list[Listener] = []
     engine = Engine(host, lambda capability: build(capability, listeners, ("http",)))

@@ -14,6 +14,7 @@ from twisted.internet import defer, reactor, task, threads
 
 from tests.toolstack.small_host import MemoryDriver
 from xapi_migrate.config import Config
+from xapi_migrate.migration.claims import Claims
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.sm.discovery import Drivers
@@ -152,7 +153,8 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
         made.uuid = config.uuid
         return made
 
-    toolstack = make_toolstack(server, drivers, make_sr, domains, FakeBridges(hypervisor), ref, folder, reactor)
+    claims = Claims(lambda: FREE_MEMORY, domains.untouched)
+    toolstack = make_toolstack(server, drivers, make_sr, domains, FakeBridges(hypervisor), ref, folder, reactor, claims)
     await toolstack.open()
     config = Config(folder, times=TIMES, insecure_storage=True, schemes=("http",))
     journals, stories = MemoryJournals(), folder / "migrations"
@@ -160,7 +162,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     host = Host(
         ref=ref, config=config, clock=reactor, records=records, toolstack=toolstack, domains=domains,
         tasks=server.tasks, journals=journals, peers=lambda uris: HttpPeer(reactor, uris, TIMES),
-        free_memory=lambda: FREE_MEMORY, stories=stories,
+        claims=claims, stories=stories,
     )  # fmt: skip
     listeners: list[Listener] = []
     engine = Engine(host, lambda capability: build(capability, listeners, ("http",)))

@@ -1,5 +1,5 @@
-"""What incoming VMs will need of this host and have not taken up yet: two that fit one at a time but not together must
-not both begin.
+"""What VMs that come, or are started, will need of this host and have not taken up yet: two that fit one at a time but
+not together must not both begin.
 
 A claim lasts from the checks of PUT metadata until the VM is the host's own or gone. It is nowhere on disk: a receiver
 that goes on after a restart of its daemon claims again, before the daemon listens, and one that has decided needs no
@@ -9,9 +9,13 @@ claim. Whoever came first is served first: a migration is measured against the c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from uuid import uuid4
 
 import attrs
 
+from ..errors import NotEnoughMemory
 from ..sm.interfaces import ISR
 
 
@@ -51,6 +55,20 @@ class Claims:
     def release(self, who: str) -> None:
         """No claim, no harm."""
         self._claims.pop(who, None)
+
+    @contextmanager
+    def held(self, memory: int) -> Iterator[Callable[[], None]]:
+        """A claim of memory alone, for a domain that is built inside; what it gives is to be called when the driver
+        knows the domain, and counts its memory itself. NotEnoughMemory."""
+        who = str(uuid4())
+        self.take(who, memory, ())
+        try:
+            free = self.memory(before=who)
+            if memory > free:
+                raise NotEnoughMemory(memory, free)
+            yield partial(self.has_domain, who)
+        finally:
+            self.release(who)
 
     def memory(self, before: str = "") -> int:
         """Bytes that a new domain may take; for `before`, who has a claim: besides those that came earlier."""

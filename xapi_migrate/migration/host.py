@@ -92,18 +92,14 @@ class Host:
     tasks: TaskMaker
     journals: IJournals
     peers: Callable[[list[str]], IPeer]
-    free_memory: Callable[[], int]
+    claims: Claims
     stories: Path | None = None
-    claims: Claims = attrs.field(init=False)
     keeper: Keeper | None = None
     """Whose the VMs are that are received here; None: this host's own."""
     later: Callable[[Awaitable[None]], None] = lambda work: None
     """Lets a piece of work go on after its migration has ended (acknowledgements)."""
     at: Callable[[str, str], None] = nowhere
     """Told of each point of each migration, as (role, name): see stops.py."""
-
-    def __attrs_post_init__(self) -> None:
-        self.claims = Claims(self.free_memory, self.domains.untouched)
 
     @property
     def name(self) -> str:

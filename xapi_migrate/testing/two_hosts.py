@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from ..config import Config, MigrationTimes
 from ..domains.interfaces import DomainDisk, DomainSpec, DomainState, IDomainDriver
 from ..errors import OtherOperationInProgress, SrNotAttached, TaskCancelled
+from ..migration.claims import Claims
 from ..migration.engine import Engine
 from ..migration.host import Host
 from ..migration.interfaces import IPeer
@@ -226,7 +227,8 @@ class SimHost:
         host = Host(
             ref=self.ref, config=Config(Path("/nowhere"), **self._options), clock=self.clock,
             records=self.records, toolstack=self.toolstack, domains=self.domains, tasks=self.tasks,
-            journals=self.journals, peers=lambda uris: self.peers(uris), free_memory=lambda: self.free_memory,
+            journals=self.journals, peers=lambda uris: self.peers(uris),
+            claims=Claims(lambda: self.free_memory, self.domains.untouched),
         )  # fmt: skip
         self.engine = Engine(host, lambda capability: self.uris_of(capability))
         daemon = self._daemon

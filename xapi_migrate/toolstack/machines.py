@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid as uuids
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from twisted.logger import Logger
 
 from xapi_migrate.domains.interfaces import GONE, DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
 from xapi_migrate.errors import DomainError, HandleInvalid, VdiInUse, VmBadPowerState
+from xapi_migrate.migration.claims import Claims
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
@@ -39,7 +41,9 @@ class Machines:
         networks: Networks,
         host: str,
         state_dir: Path,
+        claims: Claims,
     ) -> None:
+        self._claims = claims
         self._records = records
         self._storage = storage
         self._domains = domains
@@ -141,14 +145,19 @@ class Machines:
 
     async def start_halted(self, vm: str, task: str, paused: bool = False) -> None:
         """As `start`, for a VM that has to be Halted and free, and is busy with this for as long as it takes.
-        VmBadPowerState, OtherOperationInProgress, OperationBlocked."""
+        VmBadPowerState, OtherOperationInProgress, OperationBlocked, NotEnoughMemory."""
         self._operations.require(vm, "Halted")
         self._operations.check_blocked(vm, "start")
         self._operations.check_free(vm)
-        await self.claim(vm)
-        self._operations.require(vm, "Halted")
-        with self._operations.operation(vm, "start", task):
-            await self.start(vm, paused)
+        with self.room_for(vm):
+            await self.claim(vm)
+            self._operations.require(vm, "Halted")
+            with self._operations.operation(vm, "start", task):
+                await self.start(vm, paused)
+
+    def room_for(self, vm: str) -> AbstractContextManager[Callable[[], None]]:
+        """The VM's memory is promised to nobody else while its domain is built inside: see `Claims.held`."""
+        return self._claims.held(int(self._records.get("VM", vm)["memory_static_max"]))
 
     async def start(self, vm: str, paused: bool = False) -> None:
         """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""

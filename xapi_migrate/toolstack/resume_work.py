@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.logger import Logger
@@ -31,9 +32,9 @@ class ResumeWork:
         self._domains = domains
         self._images = images
 
-    async def read(self, plan: Plan) -> None:
-        """Before the decision: the new domain has read the whole image, and is paused. SuspendImageNotAccessible,
-        VdiInUse, DomainError."""
+    async def read(self, plan: Plan, built: Callable[[], None]) -> None:
+        """Before the decision: the new domain has read the whole image, and is paused; `built` is told when there is
+        a domain. SuspendImageNotAccessible, VdiInUse, DomainError."""
         self._machines.set_domain(plan.vm, plan.domain)
         await self._records.flush()  # a daemon that is killed has to know of this domain
         path = await self._images.shows(plan).view_open(plan.vdi)
@@ -42,6 +43,7 @@ class ResumeWork:
             attachments = await self._machines.attach_disks(plan.vm)
             spec = self._machines.spec_of(plan.vm, plan.domain, attachments)
             restoration = await self._domains.restore(spec, descriptor)
+            built()
             try:
                 await restoration.finished()
             except BaseException:

@@ -59,8 +59,8 @@ class Suspending:
             await self._undertakings.do(SUSPEND, plan, task, lambda: self._suspend.write(plan))
 
     async def resume(self, vm: str, paused: bool, task: TaskHandle) -> None:
-        """VM.resume. VmBadPowerState, VmHasNoSuspendVdi, SuspendImageNotAccessible, VdiInUse, DomainError: then the VM
-        is Suspended, with its image."""
+        """VM.resume. VmBadPowerState, VmHasNoSuspendVdi, SuspendImageNotAccessible, VdiInUse, NotEnoughMemory,
+        DomainError: then the VM is Suspended, with its image."""
         record = self._operations.require(vm, "Suspended")
         if record["suspend_VDI"] == NULL:
             raise VmHasNoSuspendVdi(vm)
@@ -69,11 +69,12 @@ class Suspending:
         sr = self._records.get("SR", vdi["SR"])
         self._operations.check_blocked(vm, RESUME)
         self._operations.check_free(vm)
-        await self._machines.claim(vm)
-        self._operations.require(vm, "Suspended")
-        with self._operations.operation(vm, RESUME, task.ref):
-            plan = Plan(task.ref, vm, str(uuid4()), vdi["uuid"], sr["uuid"], paused)
-            await self._undertakings.do(RESUME, plan, task, lambda: self._resume.read(plan))
+        with self._machines.room_for(vm) as built:
+            await self._machines.claim(vm)
+            self._operations.require(vm, "Suspended")
+            with self._operations.operation(vm, RESUME, task.ref):
+                plan = Plan(task.ref, vm, str(uuid4()), vdi["uuid"], sr["uuid"], paused)
+                await self._undertakings.do(RESUME, plan, task, lambda: self._resume.read(plan, built))
 
     async def forget(self, vm: str) -> None:
         """A Suspended VM becomes Halted, its memory is given up."""

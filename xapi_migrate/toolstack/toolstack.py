@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xapi_migrate.domains.interfaces import DomainSpec, IDomainDriver
+from xapi_migrate.migration.claims import Claims
 from xapi_migrate.migration.engine import Engine
 from xapi_migrate.migration.host import Host
 from xapi_migrate.migration.journal import FileJournals, IJournals
@@ -118,6 +119,7 @@ def make_toolstack(
     host: str,
     state_dir: Path,
     clock: Any,
+    claims: Claims,
     without_bridge: str = REFUSE,
 ) -> Toolstack:
     """`host` is this host's ref (prepare_host). Its calls are registered with the server."""
@@ -125,7 +127,7 @@ def make_toolstack(
     storage = Storage(records, drivers, make_sr, host)
     operations = Operations(records)
     networks = Networks(records, bridges, without_bridge)
-    machines = Machines(records, storage, domains, operations, networks, host, state_dir)
+    machines = Machines(records, storage, domains, operations, networks, host, state_dir, claims)
     journals = FileJournals(state_dir / "suspends")
     suspending = Suspending(records, storage, machines, domains, operations, journals, host)
     running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
