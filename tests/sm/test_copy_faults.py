@@ -23,7 +23,8 @@ from tests.sm.two_hosts import (
     two_hosts,
     until,
 )  # fmt: skip
-from xapi_migrate.errors import HandleInvalid
+from xapi_migrate.errors import CopyFailed, HandleInvalid
+from xapi_migrate.sm.copier import Copier
 from xapi_migrate.sm.interfaces import CopyState, SameDiskProof
 from xapi_migrate.together import started
 
@@ -56,6 +57,39 @@ async def test_killed_copier_is_replaced_and_the_same_job_goes_on(tmp_path: Path
         await theirs.sr.vdi_close_url(fresh, "migration-1")
         await ours.services.copies.tidied(vdi)
         assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+@pytest_twisted.ensureDeferred
+async def test_a_copier_that_dies_while_it_opens_the_disk(tmp_path: Path, deaths: int) -> None:
+    """The first has a successor; when that dies too, the copy cannot begin."""
+    async with two_hosts(tmp_path) as (_, theirs):
+        vdi = await make_disk(theirs, SIZE)
+        url = await theirs.sr.vdi_get_url(vdi, "migration-1", "127.0.0.1")
+        copier = Copier(reactor, tmp_path / "copier", vdi, QUICK)
+        copier.folder.mkdir()
+        tgtd = theirs.services.iscsi.pid
+        os.kill(tgtd, signal.SIGSTOP)  # so it waits for the disk
+        try:
+            beginning = started(copier.start(url))
+            killed = {0}
+            for _ in range(deaths):
+                while copier.pid in killed:
+                    await task.deferLater(reactor, 0.02)
+                killed.add(copier.pid)
+                os.kill(copier.pid, signal.SIGKILL)
+        finally:
+            os.kill(tgtd, signal.SIGCONT)
+        try:
+            if deaths == 1:
+                await beginning
+                assert copier.alive
+            else:
+                with pytest.raises(CopyFailed, match="its copier died"):
+                    await beginning
+                assert not copier.alive
+        finally:
+            await copier.end()
 
 
 @pytest_twisted.ensureDeferred

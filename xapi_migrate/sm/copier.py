@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet import defer, task, threads
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.logger import Logger
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.child import find
@@ -23,6 +24,8 @@ from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 EXPORT = "lun"
+STARTS = 2
+"""How often a copier is started that dies before it has opened its disk."""
 _INITIATOR = "iqn.2011-10.org.xapi-migrate:copier"
 # GnuTLS by itself takes one that copies less than half as fast.
 _CIPHERS = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305"
@@ -31,6 +34,8 @@ _UNSENT = {"04", "09", "0B"}  # FIN_WAIT1, LAST_ACK, CLOSING: the kernel still h
 
 class Copier:
     """At most one process at a time; `folder` and the socket in it stay the same over replacements."""
+
+    log = Logger()
 
     def __init__(self, reactor: Any, folder: Path, vdi: str, timeouts: SMTimeouts) -> None:
         self._reactor = reactor
@@ -53,36 +58,42 @@ class Copier:
         return self._daemon.child.pid if self._daemon else 0
 
     async def start(self, url: TargetUrl) -> None:
-        """Open the LUN and offer it. CopyFailed, with nothing left running."""
+        """Open the LUN and offer it. A process that dies meanwhile gets a successor, as one that dies later does.
+        CopyFailed, with nothing left running."""
         address = read_address(url.url)
         await self._stale_writes_gone(address.port)
-        daemon = None
-        try:
-            daemon = self._daemon = await StorageDaemon.start(self._reactor, self.folder, self._timeouts)
-            account, node = self._remote(address, url)
-            await daemon.execute("object-add", account)
-            await daemon.execute("blockdev-add", node, timeout=self._timeouts.attach)
-            # Not before: a datapath that is waiting would connect, find nothing, and come again late.
-            await daemon.serve_nbd()
-            await daemon.execute(
-                "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": True}
-            )
-        except (
-            QMPError,
-            OSError,
-            ValueError,
-            TimeoutError,
-            defer.TimeoutError,
-            ConnectionDone,
-            ConnectionLost,
-        ) as failure:
-            await self.kill()
-            timed_out = isinstance(failure, (TimeoutError, defer.TimeoutError))
-            reason = f"no answer within {self._timeouts.attach:g} s" if timed_out else str(failure)
-            raise CopyFailed(self._vdi, f"the disk at {address.portal} cannot be opened: {reason}") from failure
-        except BaseException:
-            await self.kill()
-            raise
+        for more in reversed(range(STARTS)):
+            try:
+                await self._start(address, url)
+                return
+            except (ConnectionDone, ConnectionLost) as failure:
+                reason = f"its copier died: {self.errors() or 'it left no message'}"
+                await self.kill()
+                if not more:
+                    raise self._cannot_be_opened(address, reason) from failure
+                self.log.warn("VDI {vdi}: {reason}; starting another", vdi=self._vdi, reason=reason)
+            except (QMPError, OSError, ValueError, TimeoutError, defer.TimeoutError) as failure:
+                await self.kill()
+                timed_out = isinstance(failure, (TimeoutError, defer.TimeoutError))
+                reason = f"no answer within {self._timeouts.attach:g} s" if timed_out else str(failure)
+                raise self._cannot_be_opened(address, reason) from failure
+            except BaseException:
+                await self.kill()
+                raise
+
+    def _cannot_be_opened(self, address: LunAddress | NBDAddress, reason: str) -> CopyFailed:
+        return CopyFailed(self._vdi, f"the disk at {address.portal} cannot be opened: {reason}")
+
+    async def _start(self, address: LunAddress | NBDAddress, url: TargetUrl) -> None:
+        daemon = self._daemon = await StorageDaemon.start(self._reactor, self.folder, self._timeouts)
+        account, node = self._remote(address, url)
+        await daemon.execute("object-add", account)
+        await daemon.execute("blockdev-add", node, timeout=self._timeouts.attach)
+        # Not before: a datapath that is waiting would connect, find nothing, and come again late.
+        await daemon.serve_nbd()
+        await daemon.execute(
+            "block-export-add", {"type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": True}
+        )
 
     def _remote(self, address: LunAddress | NBDAddress, url: TargetUrl) -> tuple[dict[str, Any], dict[str, Any]]:
         """The account and the block node of the disk at the other host."""
