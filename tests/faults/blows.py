@@ -33,7 +33,7 @@ class Blow:
     guest: bool = False
     daemon: str = ""
     lasts: float = 0.0
-    hangs: bool = False
+    hangs: str = ""
     harmless: bool = False
 
     def falls_on(self, point: Point) -> bool:
@@ -51,6 +51,16 @@ def _kill(side: str, folder: str) -> Callable[[Ground], None]:
         os.kill(pids[0], signal.SIGKILL)
 
     return strike
+
+
+def hang(side: str, seconds: float) -> Blow:
+    """The daemon of one side stands still."""
+
+    def strike(ground: Ground) -> None:
+        for process in (ground.sender if side == "sender" else ground.receiver).daemons():
+            os.kill(process.pid, signal.SIGSTOP)
+
+    return Blow(f"{side} hangs", strike, lasts=seconds, hangs=side)
 
 
 def _twice(ground: Ground) -> None:

@@ -111,7 +111,7 @@ class Ground:
             self._to_the_point(point, stopped, client, guest.uuid)
             at = time.monotonic()
             blow.strike(self)
-            if not blow.hangs:
+            if blow.hangs != point.role:
                 _go_on(stopped)
             if blow.daemon:
                 struck = self.sender if blow.daemon == "sender" else self.receiver
@@ -119,7 +119,7 @@ class Ground:
                 struck.wait_ready()
             time.sleep(blow.lasts)
             if blow.hangs:
-                _go_on(stopped)
+                _go_on(self.sender if blow.hangs == "sender" else self.receiver)
             self.link.requests.lose.clear()
             self.link.mend()
             for disk in self.disks.values():

@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.blows import BLOWS, Blow
 from tests.faults.clients import Client, Command, ModernClient
-from tests.faults.ground import SETTINGS, Ground
+from tests.faults.ground import Ground
 from tests.faults.points import Point
 from xapi_migrate.lab.provisioning import create_sr
 
@@ -129,14 +129,6 @@ def test_12_the_link_is_down_during_the_copy(ground: Ground, how: str) -> None:
     assert client.told["status"] == "success"
 
 
-def test_12_the_link_stays_down(ground: Ground) -> None:
-    """For longer than a heartbeat may be lost: both sides give it up by themselves."""
-    client = Client()
-    blow = Blow("long cut", lambda ground: ground.link.take_down(), lasts=SETTINGS["heartbeat_lost"] + 3)
-    assert ground.run(COPY, blow, client) == "sender"
-    assert client.told["status"] == "failure"
-
-
 def test_13_the_senders_domain_dies_before_its_memory_has_arrived(ground: Ground) -> None:
     client = Client()
     assert ground.run(Point("sender", "4.1"), KILLED["sender domain"], client) == "halted at the sender"
@@ -145,17 +137,6 @@ def test_13_the_senders_domain_dies_before_its_memory_has_arrived(ground: Ground
 
 
 # -- beside the thirteen ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "point", [Point("receiver", "2.5"), Point("sender", "3.6")], ids=["receiver", "sender"]
-)  # fmt: skip
-def test_a_daemon_that_hangs_is_given_up(ground: Ground, point: Point) -> None:
-    """It stands still for longer than a heartbeat may be lost. When it goes on it learns that it was given up."""
-    client = Client()
-    blow = Blow("hang", lambda ground: None, lasts=SETTINGS["heartbeat_lost"] + 4, hangs=True)
-    assert ground.run(point, blow, client) == "sender"
-    assert client.told["status"] == "failure"
 
 
 @pytest.mark.parametrize(("side", "folder"), [("sender", "copiers"), ("receiver", "tgt")], ids=["copier", "target"])

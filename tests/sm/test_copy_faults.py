@@ -102,7 +102,7 @@ async def test_silent_target_fails_the_copy_and_not_the_guest(tmp_path: Path) ->
             await task.deferLater(reactor, 0.5)
             os.kill(theirs.services.iscsi.pid, signal.SIGSTOP)
             status = await until(ours, "copy-1", CopyState.FAILED)
-            assert "new copiers did not help" in status.error
+            assert "new copiers did not help: the disk at 127.0.0.1:" in status.error
             assert ours.services.alive().copiers == ()
             before = guest.written
             await task.deferLater(reactor, 0.3)

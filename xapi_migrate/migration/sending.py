@@ -9,7 +9,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import MigrateError, MigrationAborted, OfferTaken, OperationNotAllowed, TaskCancelled, VmMigrateFailed
+from ..errors import (
+    MigrateError,
+    MigrationAborted,
+    OfferTaken,
+    OperationNotAllowed,
+    PeerSilent,
+    TaskCancelled,
+    VmMigrateFailed,
+)
 from ..moment import Moment
 from ..steps import Step
 from ..together import started, together
@@ -298,6 +306,8 @@ class Sending:
         where = f" (last step {story.last.id}: {story.last.text})" if isinstance(story.last, Step) else ""
         if isinstance(cause, MigrationAborted):
             cause = None  # the receiver's last word does not say which VM it was about
+        if isinstance(cause, PeerSilent):
+            return PeerSilent(cause.request, cause.reason + where)
         if isinstance(cause, MigrateError) and cause.failure()[0] not in ("INTERNAL_ERROR", "MIRROR_FAILED"):
             return cause
         return VmMigrateFailed(

@@ -199,7 +199,7 @@ class Copy:
     async def _loop(self) -> None:
         mirror = self._mirror
         assert mirror is not None
-        moved, replaced, last = self._reactor.seconds(), 0, (-1, -1)
+        moved, replaced, last, said = self._reactor.seconds(), 0, (-1, -1), ""
         while True:
             try:
                 now = await mirror.progress()
@@ -229,14 +229,15 @@ class Copy:
             if not self._given_up and (dead or self._reactor.seconds() - moved > self._timeouts.stall):
                 if replaced >= self._timeouts.replacements:
                     why = "its copier died" if dead else f"no progress for {self._timeouts.stall:g} s"
-                    self.give_up(f"{why}, {replaced} new copiers did not help")
+                    self.give_up(f"{why}, {replaced} new copiers did not help{said}")
                 else:
                     replaced += 1
-                    await self._try_replacing(dead)
+                    said = await self._try_replacing(dead)
                 moved = self._reactor.seconds()
             await mirror.changed(self._timeouts.poll)
 
-    async def _try_replacing(self, dead: bool) -> None:
+    async def _try_replacing(self, dead: bool) -> str:
+        """Why it was in vain, as the end of a sentence, if it was."""
         self.log.info(
             "copy {of.ref} of VDI {of.vdi}: its copier {what}, starting another",
             of=self.of, what="died" if dead else "stands still",
@@ -245,6 +246,8 @@ class Copy:
             await self._replace_copier()
         except CopyFailed as failure:
             self.log.info("copy {ref}: {reason}", ref=self.of.ref, reason=str(failure))
+            return f": {failure.reason}"
+        return ""
 
     async def _replace_copier(self) -> None:
         async with _held(self._swapping):

@@ -12,6 +12,7 @@ import attrs
 from zope.interface import implementer
 
 from sm_iscsi.catalogue import Catalogue
+from sm_iscsi.unready import Unready
 from xapi_migrate.errors import InvalidValue, SrBackendFailure, SrFull, VdiMissing
 from xapi_migrate.sm.interfaces import ImageNode, ISRBackend, SRStat, VDIInfo
 from xapi_migrate.sm.optional import ISharedServices
@@ -56,6 +57,7 @@ class ISCSIBackend:
         self._catalogue = catalogue
         self._luns = luns
         self._capacities: dict[int, int] = {}
+        self._unready = Unready()
 
     async def attach(self) -> None:
         told = await self._ask("attaching it", {"do": "capacities", "luns": [self._catalogue, *self._luns]})
@@ -81,11 +83,12 @@ class ISCSIBackend:
         if not _UUID.fullmatch(uuid):
             raise InvalidValue("uuid", uuid)
         size = -(-virtual_size // 512) * 512
-        table = await self._change("claim", uuid, size, self._capacities, time.time())
+        table = await self._change("claim", uuid, size, self._capacities, time.time(), self._unready.stale())
         if not table.vdis[uuid].ready:
             try:
                 await self._zero(table.vdis[uuid].lun, 0, size)
                 table = await self._change("finish", uuid, size)
+                self._entry(table, uuid)  # another host may have given it up
             except BaseException:
                 await self._change("release", uuid)
                 raise
@@ -145,7 +148,7 @@ class ISCSIBackend:
         )
 
     async def _read(self) -> Catalogue:
-        return Catalogue.of_plain((await self._ask("reading its catalogue", {"do": "read"}))["catalogue"])
+        return self._unready.seen((await self._ask("reading its catalogue", {"do": "read"}))["catalogue"])
 
     async def _change(self, call: str, *arguments: Any) -> Catalogue:
         told = await self._ask("changing its catalogue", {"do": "change", "call": call, "with": arguments})
@@ -153,7 +156,7 @@ class ISCSIBackend:
             raise SrFull(self._uuid, arguments[1], told["full"])
         if "taken" in told:
             raise InvalidValue("virtual_size", f"{arguments[1]}: the VDI is there, with {told['taken']} bytes")
-        return Catalogue.of_plain(told["catalogue"])
+        return self._unready.seen(told["catalogue"])
 
     async def _ask(self, what: str, request: dict[str, Any]) -> dict[str, Any]:
         asked = {

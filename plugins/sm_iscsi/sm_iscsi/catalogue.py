@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,8 +17,6 @@ MAGIC = b"XMISCSI1"
 SLOT = 256 * 1024
 SPAN = 2 * SLOT
 """Bytes at the beginning of the LUN that are read."""
-STALE = 3600.0
-"""Seconds after which a VDI that did not get ready is given up: its host died while it made it."""
 MOST_NONCES = 256
 
 
@@ -43,7 +42,8 @@ class Taken(Exception):
 
 @dataclass
 class Entry:
-    """One VDI. `ready`: its zeroes have been written; before that it is nobody's disk. `since`: when it was begun."""
+    """One VDI. `ready`: its zeroes have been written; before that it is nobody's disk. `since`: when it
+    was begun, by the clock of its host; for people, for clocks are set and differ."""
 
     lun: int
     size: int
@@ -59,15 +59,16 @@ class Catalogue:
     vdis: dict[str, Entry] = field(default_factory=dict)
     nonces: dict[str, str] = field(default_factory=dict)
 
-    def claim(self, uuid: str, size: int, luns: dict[int, int], now: float) -> Entry:
-        """Take the smallest free LUN of `luns` (number -> bytes) that holds it. A repeat finds its own. Full, Taken."""
+    def claim(self, uuid: str, size: int, luns: dict[int, int], now: float, stale: Collection[str] = ()) -> Entry:
+        """Take the smallest free LUN of `luns` (number -> bytes) that holds it. A repeat finds its own. The `stale` are
+        given up where they are not ready. Full, Taken."""
         known = self.vdis.get(uuid)
         if known is not None:
             if known.size != size:
                 raise Taken(known.size)
             return known
         for other, entry in list(self.vdis.items()):
-            if not entry.ready and now - entry.since > STALE:
+            if not entry.ready and other in stale:
                 del self.vdis[other]
         free = self.free(luns)
         fitting = sorted((capacity, lun) for lun, capacity in free.items() if capacity >= size)

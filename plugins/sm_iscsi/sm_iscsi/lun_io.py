@@ -49,8 +49,8 @@ def _read(session: Session, lun: int) -> Catalogue:
 def _changed(table: Catalogue, call: str, arguments: list[Any]) -> None:
     match call:
         case "claim":
-            uuid, size, luns, now = arguments
-            table.claim(uuid, size, {int(lun): capacity for lun, capacity in luns.items()}, now)
+            uuid, size, luns, now, stale = arguments
+            table.claim(uuid, size, {int(lun): capacity for lun, capacity in luns.items()}, now, stale)
         case "finish":
             table.finish(*arguments)
         case "release":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from sm_iscsi.catalogue import MOST_NONCES, SLOT, SPAN, STALE, Catalogue, Foreign, Full, Taken
+from sm_iscsi.catalogue import MOST_NONCES, SLOT, SPAN, Catalogue, Foreign, Full, Taken
+from sm_iscsi.unready import STALE, Unready
 
 MIB = 1 << 20
 LUNS = {2: 64 * MIB, 3: 16 * MIB, 4: 32 * MIB}
@@ -30,14 +31,35 @@ def test_a_repeat_finds_its_own() -> None:
 
 
 def test_what_did_not_get_ready_is_given_up_in_the_end() -> None:
+    """By the time for which this host has seen it, whatever clock the other host has."""
+    luns, now = {3: MIB, 4: MIB}, [0.0]
+    unready = Unready(lambda: now[0])
     table = Catalogue()
-    table.claim("dead", MIB, {3: MIB}, 0)
-    table.claim("alive", MIB, {4: MIB}, 0)
+    table.claim("dead", MIB, {3: MIB}, 1e9)
+    table.claim("alive", MIB, {4: MIB}, -1e9)
     table.finish("alive", MIB)
-    with pytest.raises(Full):
-        table.claim("b", MIB, {3: MIB, 4: MIB}, STALE - 1)
-    assert table.claim("b", MIB, {3: MIB, 4: MIB}, STALE + 1).lun == 3
+    for seconds in (0.0, STALE):
+        now[0] = seconds
+        table = unready.seen(table.plain())
+        with pytest.raises(Full):
+            table.claim("b", MIB, luns, 5e9, unready.stale())
+    now[0] = STALE + 1
+    assert table.claim("b", MIB, luns, 0, unready.stale()).lun == 3
     assert sorted(table.vdis) == ["alive", "b"]
+
+
+def test_one_that_got_ready_meanwhile_is_kept() -> None:
+    now = [0.0]
+    unready = Unready(lambda: now[0])
+    table = Catalogue()
+    table.claim("slow", MIB, {3: MIB}, 0)
+    unready.seen(table.plain())
+    now[0] = STALE + 1
+    table.finish("slow", MIB)
+    with pytest.raises(Full):
+        table.claim("b", MIB, {3: MIB}, 0, unready.stale())
+    unready.seen(table.plain())
+    assert unready.stale() == []
 
 
 def written(span: bytes, table: Catalogue, keep: int = SLOT) -> bytes:
