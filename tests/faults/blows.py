@@ -14,6 +14,7 @@ from tests.system.deliveries import MEMORY, Fate
 
 if TYPE_CHECKING:
     from tests.faults.ground import Ground
+    from xapi_migrate.lab.host import LabHost
 
 LINK_DOWN = 2.5
 """Seconds for which the link is cut or stalled: less than a heartbeat may be lost."""
@@ -81,6 +82,12 @@ def _late(ground: Ground) -> None:
     ground.link.requests.deliveries.fate = lambda name: Fate.LATE
 
 
+def _ask_to_end(host: LabHost) -> None:
+    """SIGTERM, as a package's upgrade or a reboot sends it."""
+    for process in host.daemons():
+        os.kill(process.pid, signal.SIGTERM)
+
+
 _UNDONE = ALWAYS.undone
 _CANCELLED = tuple(point.words for point in CANCELLED)
 _IN_DOUBT = ("sender InDoubt", "sender Withdrawing")
@@ -91,6 +98,8 @@ _ANSWERED = ("receiver after-ended",)
 BLOWS = [
     Blow("sender daemon", lambda ground: ground.sender.kill(), daemon="sender"),
     Blow("receiver daemon", lambda ground: ground.receiver.kill(), daemon="receiver"),
+    Blow("sender daemon ends", lambda ground: _ask_to_end(ground.sender), daemon="sender"),
+    Blow("receiver daemon ends", lambda ground: _ask_to_end(ground.receiver), daemon="receiver"),
     Blow("sender datapath", _kill("sender", "datapaths"), Span(last="sender 5.4", undone=_UNDONE, but=_ANSWERED)),
     Blow("receiver datapath", _kill("receiver", "datapaths"), Span("receiver 2.3", undone=(*_CANCELLED, *_IN_DOUBT))),
     Blow("copier", _kill("sender", "copiers"), Span("sender 3.3", "sender 4.4", _CANCELLED[:2])),

@@ -115,6 +115,7 @@ class Ground:
                 _go_on(stopped)
             if blow.daemon:
                 struck = self.sender if blow.daemon == "sender" else self.receiver
+                self.world.wait(lambda: not struck.alive, f"{struck.name} does not end")
                 struck.start()
                 struck.wait_ready()
             time.sleep(blow.lasts)
