@@ -8,6 +8,7 @@ the migration on its own.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -40,6 +41,11 @@ SETTINGS = {
 }
 SMALL = Guest(memory=32, disk=32, second_disk=4, filled=4)
 PATIENCE = 60.0
+HOST = re.compile(r"\bhost[12]\b|\b127\.0\.0\.1:[0-9]+")
+STEP = re.compile(r"\b[1-5]\.[1-7]\b|\bphase [1-5]\b")
+OF_STEP_1_5 = "VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED"
+POOR = re.compile(r"closed cleanly|ConnectionLost|Errno 9|wrong moment: the migration is [A-Z]|INTERNAL_ERROR")
+"""Words of a library's, or of nobody's concern."""
 
 
 class Ground:
@@ -255,6 +261,11 @@ def _judge(point: Point, blow: Blow, where: str, told: dict[str, Any]) -> None:
     if blow.harmless and point.way == "moved":
         assert where == "receiver", f"it did not move: {told.get('error_info')}"
         assert told["status"] == "success"
+    if told.get("status") == "failure":
+        text = " ".join(told["error_info"])
+        assert HOST.search(text), f"it names no host: {text}"
+        assert STEP.search(text) or told["error_info"][0] == OF_STEP_1_5, f"it names no step: {text}"
+        assert not POOR.search(text), f"it says nothing: {text}"
 
 
 def _state(host: LabHost) -> str:

@@ -43,6 +43,8 @@ class ReceiverWork:
         """Held while VM, VDIs or a LUN are being made."""
         self._work = OneWork(migration.host.clock, migration.id)
         self._reason: Exception = MigrationAborted("no reason was given")
+        self.given_up = ""
+        """Why, from the moment on in which it is to be undone."""
 
     def let_go(self) -> None:
         """The daemon stops: the next one takes it up from the journal."""
@@ -133,6 +135,7 @@ class ReceiverWork:
         if self.turn.is_waiting:
             self.turn.end()
         self._reason = reason
+        self.given_up = str(reason)
         self.watches.stop()
         self.task.no_cancel()
         self.migration.story.note(f"aborting: {reason}")

@@ -131,7 +131,7 @@ class Receiving:
         try:
             plan = self.migration.plan
             if self.state not in ("AwaitingMemory", "ReceivingMemory", "AwaitingDone") or plan is None:
-                raise WrongMoment(f"GET disk/{number}", self.state)
+                raise self._wrong_moment(f"GET disk/{number}")
             if number >= len(plan.disks):
                 raise HandleInvalid("disk", str(number))
             return await phase2_receiving.offer_disk(self.migration, plan.disks[number], address)
@@ -140,10 +140,14 @@ class Receiving:
 
     async def put_memory(self, memory: IIncomingMemory) -> None:
         if self.state != "AwaitingMemory":
-            raise WrongMoment("PUT memory", self.state)
+            raise self._wrong_moment("PUT memory")
         self.migration.memory = memory
         self._machine.put_memory()
         await self._work.memory_in.wait()
+
+    def _wrong_moment(self, request: str) -> WrongMoment:
+        given_up = self._work.given_up
+        return WrongMoment(request, f"being given up: {given_up}" if given_up else self.state)
 
     async def put_done(self) -> Answer:
         self._machine.done()

@@ -15,6 +15,7 @@ from ..errors import (
     OfferTaken,
     OperationNotAllowed,
     PeerSilent,
+    RemoteError,
     TaskCancelled,
     VmMigrateFailed,
 )
@@ -34,6 +35,8 @@ from .undo import surely
 
 log = Logger()
 FAREWELL_SECONDS = 5.0
+ENDS_WITH_A_SENTENCE = ("SR_BACKEND_FAILURE", "OPERATION_NOT_ALLOWED")
+"""Errors of the receiver's whose last parameter is for people: they are told there which host said so, and when."""
 
 
 @implementer(ISenderWork)
@@ -83,7 +86,7 @@ class Sending:
             self._machine.recover_open()
         else:
             self._machine.recover_undone(
-                self._failure("this host's daemon was restarted before the VM was handed over")
+                self._failure("this host's daemon was restarted in phase 4, before the VM was handed over")
             )
 
     def cancel(self) -> None:
@@ -308,6 +311,11 @@ class Sending:
             cause = None  # the receiver's last word does not say which VM it was about
         if isinstance(cause, PeerSilent):
             return PeerSilent(cause.request, cause.reason + where)
+        if isinstance(cause, OperationNotAllowed):
+            return OperationNotAllowed(f"{cause}{where}")
+        if isinstance(cause, RemoteError) and cause.description[0] in ENDS_WITH_A_SENTENCE:
+            said = f" (said by {self.migration.peer.destination}){where}"
+            return RemoteError([*cause.description[:-1], cause.description[-1] + said], cause.message + said)
         if isinstance(cause, MigrateError) and cause.failure()[0] not in ("INTERNAL_ERROR", "MIRROR_FAILED"):
             return cause
         return VmMigrateFailed(

@@ -246,7 +246,7 @@ class Copy:
             await self._replace_copier()
         except CopyFailed as failure:
             self.log.info("copy {ref}: {reason}", ref=self.of.ref, reason=str(failure))
-            return f": {failure.reason}"
+            return f": {' '.join(failure.reason.split())}"
         return ""
 
     async def _replace_copier(self) -> None:
@@ -419,6 +419,8 @@ def read_copy(folder: Path) -> tuple[CopyOf, TargetUrl | None, CopyStatus] | Non
 
 def reason(failure: MigrateError | Exception) -> str:
     """Why a copy failed, without the copy's name: who tells it names it."""
+    if isinstance(failure, (ConnectionDone, ConnectionLost)):
+        return "its datapath died"
     return failure.reason if isinstance(failure, CopyFailed) else str(failure)
 
 

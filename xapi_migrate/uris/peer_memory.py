@@ -65,7 +65,9 @@ class MemorySender:
                 return False
             if head.status != 101:
                 raise await self._refused(reader, head)
-            await self._memory.begin(reader.socket().fileno())
+            # Our own while it begins: the connection may break meanwhile, and its number be another's by then.
+            with reader.socket().dup() as own:
+                await self._memory.begin(own.fileno())
             await self._see_through(reader, self._finished())
             reader.close()
             return True
