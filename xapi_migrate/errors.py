@@ -469,12 +469,13 @@ class MigrationAborted(MigrateError):
 
 @catalogue
 class HeartbeatLost(MigrateError):
-    """The other host gave no sign of life for {seconds:g} seconds (last step: {step})."""
+    """{host} gave no sign of life for {seconds:g} seconds (last step: {step})."""
 
     code = "CANNOT_CONTACT_HOST"
     status = 410
     seconds: float
     step: str
+    host: str = "The other host"
 
     def failure(self) -> list[str]:
         return [self.code, str(self)]

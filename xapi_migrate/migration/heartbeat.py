@@ -75,7 +75,7 @@ class Pulse:
                 await self._moved()
             elif self._clock.seconds() - heard >= self._times.heartbeat_lost:
                 step = self._story.last.id if self._story.last else "none"
-                return HeartbeatLost(self._times.heartbeat_lost, step)
+                return HeartbeatLost(self._times.heartbeat_lost, step, f"The receiving host {self._peer.destination}")
 
 
 class Listening:
