@@ -30,7 +30,7 @@ from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from . import within_pool
-from .host import Host, TaskHandle
+from .host import Host, TaskHandle, TaskRef
 from .incoming import Incoming, Plan
 from .interfaces import IOffers, IReceiving, Outcome
 from .journal import IJournal, Mark, data_of, marked
@@ -318,12 +318,19 @@ class Engine:
         story.note("taken up by a restarted daemon")
         if marked(journal, Mark.ENDED):
             outcome = Outcome.COMMITTED if marked(journal, Mark.COMMITTED) else Outcome.ABORTED
+            peer = self._host.peers(begun["uris"])
             over = self._recovered[begun["vm"]] = Moment()
+            untold = TaskRef(begun["task"])  # it was not yet told, if it is pending
             if outcome is Outcome.COMMITTED:
                 over.happen(begun["vm"])
+                self._host.tasks.succeed(untold, begun["vm"])
             else:
-                over.fail(VmMigrateFailed(begun["vm"], self._host.name, "", "it was rolled back"))
-            farewell = Farewell(self._host, story, journal, self._host.peers(begun["uris"]), outcome)
+                phase = 5 if marked(journal, Mark.DONE) else 4 if marked(journal, Mark.MEMORY) else 3
+                undone = f"it was rolled back in phase {phase}, and this host's daemon ended before it could tell why"
+                failed = VmMigrateFailed(begun["vm"], self._host.name, peer.destination, undone)
+                over.fail(failed)
+                self._host.tasks.fail(untold, failed)
+            farewell = Farewell(self._host, story, journal, peer, outcome)
             self._let_go_on(farewell.take_leave(told=False))
             return
         task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")

@@ -35,8 +35,15 @@ class TaskHandle(Protocol):
         """While set, the task can be cancelled."""
 
 
+@attrs.frozen
+class TaskRef:
+    """A task of which no more is known than its ref."""
+
+    ref: str
+
+
 class TaskMaker(Protocol):
-    """The receiver's own tasks."""
+    """The receiver's own tasks, and the ends of others. One that is over, or is not there, is left alone."""
 
     def begin(self, label: str, description: str) -> TaskHandle: ...
     def succeed(self, task: Any, value: Any) -> None: ...

@@ -112,10 +112,15 @@ class SimTasks:
         return task
 
     def succeed(self, task: Any, value: str) -> None:
-        task.status, task.value = "success", value
+        self._end(task.ref, "success", value)
 
     def fail(self, task: Any, error: Exception) -> None:
-        task.status, task.value = "cancelled" if isinstance(error, TaskCancelled) else "failure", error
+        self._end(task.ref, "cancelled" if isinstance(error, TaskCancelled) else "failure", error)
+
+    def _end(self, ref: str, status: str, value: Any) -> None:
+        for task in self.all:
+            if task.ref == ref and task.status == "pending":
+                task.status, task.value = status, value
 
 
 class SimToolstack:

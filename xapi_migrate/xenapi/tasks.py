@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -10,7 +10,14 @@ from twisted.internet import defer, task
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from xapi_migrate.errors import HandleInvalid, InternalError, MigrateError, OperationNotAllowed, TaskCancelled
+from xapi_migrate.errors import (
+    HandleInvalid,
+    InternalError,
+    MigrateError,
+    OperationNotAllowed,
+    TaskCancelled,
+    VmMigrateFailed,
+)
 from xapi_migrate.refusals import MigrationNotBegun
 from xapi_migrate.store.interfaces import NULL, IRecords, Record
 from xapi_migrate.xenapi import wire
@@ -176,10 +183,16 @@ class Tasks:
             record = self._records.get("task", ref)
             if ref in self._live or record.get("_by_client") or not self._mine(record):
                 continue
-            waited = "waiting" in record["other_config"]
-            self._of(ref).fail(
-                MigrationNotBegun() if waited else InternalError("The daemon ended while this task was under way.")
-            )
+            self._of(ref).fail(self._orphan(record["other_config"]))
+
+    def _orphan(self, known: Mapping[str, str]) -> MigrateError:
+        """What is told of a task whose end got lost with the daemon, by its other_config."""
+        if "waiting" in known:
+            return MigrationNotBegun()
+        if "step" not in known or "destination" not in known:
+            return InternalError("The daemon ended while this task was under way.")
+        lost = f"this host's daemon ended before it could tell how this ended (last step {known['step']})"
+        return VmMigrateFailed(known.get("applies_to", "").partition(",")[0], self._host(), known["destination"], lost)
 
     def _mine(self, record: Record) -> bool:
         """Not another member's."""
