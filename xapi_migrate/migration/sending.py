@@ -226,7 +226,7 @@ class Sending:
             if self._answer.outcome is Outcome.COMMITTED:
                 self._machine.committed()
             elif self._answer.outcome is Outcome.ABORTED:
-                told = self._failure(f"the receiver gave it up: {self._answer.reason}")
+                told = self._failure(f"asked after 5.1, the receiver gave it up: {self._answer.reason}")
                 self._machine.aborted(self._reason or told)
             else:
                 self._machine.undecided()
