@@ -44,7 +44,9 @@ PATIENCE = 60.0
 HOST = re.compile(r"\bhost[12]\b|\b127\.0\.0\.1:[0-9]+")
 STEP = re.compile(r"\b[1-5]\.[1-7]\b|\bphase [1-5]\b")
 OF_STEP_1_5 = "VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED"
-POOR = re.compile(r"closed cleanly|ConnectionLost|Errno 9|wrong moment: the migration is [A-Z]|INTERNAL_ERROR")
+POOR = re.compile(
+    r"closed cleanly|ConnectionLost|Errno 9|the migration is (Shutting|WritingAbort|CleaningUp)|INTERNAL_ERROR"
+)
 """Words of a library's, or of nobody's concern."""
 
 

@@ -35,7 +35,7 @@ from .undo import surely
 
 log = Logger()
 FAREWELL_SECONDS = 5.0
-ENDS_WITH_A_SENTENCE = ("SR_BACKEND_FAILURE", "OPERATION_NOT_ALLOWED")
+ENDS_WITH_A_SENTENCE = ("OPERATION_NOT_ALLOWED", "SR_BACKEND_FAILURE", "VM_MIGRATE_FAILED")
 """Errors of the receiver's whose last parameter is for people: they are told there which host said so, and when."""
 
 
