@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +13,7 @@ import attrs
 from twisted.internet import reactor, task
 
 from tests.domains.exporter import EXPORT, Exporter
-from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec, DomainState
+from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec, DomainState, ISuspension
 from xapi_migrate.domains.qemu import QEMUDriver
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.domains.qemu_refusals import STOPPED
@@ -105,6 +106,21 @@ class Hosts:
             await driver.close()
         for exporter in self._exporters:
             await exporter.close()
+
+    async def send_memory(
+        self, here: DomainSpec, there: DomainSpec, pair: Callable[[], Any] = socket.socketpair
+    ) -> ISuspension:
+        """All of it, from the sender's domain to the receiver's, which is paused then; the suspension."""
+        near, far = pair()
+        with near, far:
+            restoration = await self.receiver.restore(there, far.fileno())
+            await restoration.accepting()
+            suspension = await self.sender.suspend(here.domain_id, near.fileno())
+            await suspension.suspended()
+            await suspension.proceed()
+            await suspension.finished()
+            await restoration.finished()
+        return suspension
 
     async def disk(self, guest: ticker.Ticker | None = None, size: int = 4 * MIB) -> Exporter:
         """A disk that boots the guest, exported."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 import subprocess
 from pathlib import Path
@@ -97,14 +96,7 @@ async def test_the_linux_guest_moves_and_powers_off(place):
         await hosts.sender.start(here)
         await until(lambda: len(hosts.console(here).counters) > 100, "the Linux guest's first numbers", 60)
         there = hosts.there(here)
-        near, far = socket.socketpair()
-        with near, far:
-            restoration = await hosts.receiver.restore(there, far.fileno())
-            await restoration.accepting()
-            suspension = await hosts.sender.suspend(here.domain_id, near.fileno())
-            await suspension.suspended()
-            await suspension.proceed()
-            await restoration.finished()
+        await hosts.send_memory(here, there)
         await hosts.receiver.unpause(there.domain_id)
         await hosts.sender.destroy(here.domain_id)
         await hosts.ticks(here, there, more=50)

@@ -134,15 +134,7 @@ async def test_found_again_after_a_restart(place):
         assert process(hosts, spec).pid == pid
         await hosts.sender.start(spec)  # its description was kept too
         there = hosts.there(spec)
-        near, far = socket.socketpair()
-        with near, far:
-            restoration = await hosts.receiver.restore(there, far.fileno())
-            await restoration.accepting()
-            suspension = await hosts.sender.suspend(spec.domain_id, near.fileno())
-            await suspension.suspended()
-            await suspension.proceed()
-            await suspension.finished()
-            await restoration.finished()
+        await hosts.send_memory(spec, there)
         await hosts.receiver.unpause(there.domain_id)
         await hosts.ticks(spec, there)
         assert hosts.console(spec, there).breaks == []

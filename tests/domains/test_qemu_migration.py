@@ -20,17 +20,9 @@ pytestmark = pytest.mark.system
 
 async def migrate(hosts, here, there, pair=socket.socketpair):
     """The whole of it; the suspension."""
-    near, far = pair()
-    with near, far:
-        restoration = await hosts.receiver.restore(there, far.fileno())
-        await restoration.accepting()
-        suspension = await hosts.sender.suspend(here.domain_id, near.fileno())
-        await suspension.suspended()
-        await suspension.proceed()
-        await suspension.finished()
-        await restoration.finished()
-        await hosts.receiver.unpause(there.domain_id)
-        await hosts.sender.destroy(here.domain_id)
+    suspension = await hosts.send_memory(here, there, pair)
+    await hosts.receiver.unpause(there.domain_id)
+    await hosts.sender.destroy(here.domain_id)
     return suspension
 
 

@@ -86,15 +86,7 @@ async def test_it_moves_while_it_waits_and_does_not_run_before_it_may(place):
         there = hosts.there(spec)
         await disk.gate(False)
         await hosts.refused(spec)
-        near, far = tcp_pair()
-        with near, far:
-            restoration = await hosts.receiver.restore(there, far.fileno())
-            await restoration.accepting()
-            suspension = await hosts.sender.suspend(spec.domain_id, near.fileno())
-        await suspension.suspended()
-        await suspension.proceed()
-        await suspension.finished()
-        await restoration.finished()
+        await hosts.send_memory(spec, there, tcp_pair)
         await disk.gate(True)
         stood = len(hosts.console(spec, there).counters)
         for _ in range(10):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ class Proxy:
     `before(request)` is called when one passes, before it is handed on. While `lose_answers_of` holds a request, its
     answer is thrown away and the connection cut, once for each time it is in the list. A request in `lose` never
     arrives, and its connection is cut. What `replace` names in an answer is exchanged for bytes of the same length.
-    `deliveries` delivers requests twice or late.
+    `deliveries` delivers requests twice or late. `rate` bounds what a connection carries, in bytes per second.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -28,6 +29,7 @@ class Proxy:
         self.lose: set[str] = set()
         self.replace: dict[bytes, bytes] = {}
         self.deliveries = Deliveries(target)
+        self.rate: float | None = None
         self._target = target
         self._down = False
         self._flowing = threading.Event()
@@ -145,6 +147,8 @@ class Proxy:
             while data := source.recv(1 << 16):
                 self._flowing.wait()
                 handle(data)
+                if self.rate:
+                    time.sleep(len(data) / self.rate)
         except OSError:
             pass
         for one in (source, sink):

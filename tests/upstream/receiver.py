@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -128,6 +130,19 @@ class World:
 
         client.call = watched_call  # type: ignore[method-assign]
         client.put = lambda *params: watched("PUT", lambda: put(*params))  # type: ignore[method-assign, assign]
+
+    def at_the_import(self, act: Callable[[], object]) -> threading.Event:
+        """While the upstream has the metadata and not yet the VM; a rehearsal comes before. The event: it has come to
+        that."""
+        imports, reached = itertools.count(1), threading.Event()
+
+        def come() -> None:
+            if next(imports) == 2:
+                reached.set()
+                act()
+
+        self.xapi.running.server.before_import = come
+        return reached
 
     def nothing_there(self) -> None:
         """At the upstream."""

@@ -130,14 +130,7 @@ async def test_the_answer_to_the_import_is_lost(tmp_path: Path) -> None:
     """The upstream has the VM and the receiver does not know: it aborts, and the VM goes there."""
     async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
         uris = await w.offer(here)
-        imports: list[int] = []
-
-        def cut() -> None:
-            imports.append(len(imports))
-            if len(imports) == 2:
-                w.xapi.cut()
-
-        w.xapi.running.server.before_import = cut
+        w.at_the_import(w.xapi.cut)
         task = await w.migrate(uris)
         assert await w.over(task) == "failure"
         w.stayed()
@@ -152,17 +145,10 @@ async def test_it_is_given_up_while_the_upstream_imports_it(tmp_path: Path) -> N
     """The upstream makes the VM when nobody wants it any more: it is not forgotten before."""
     async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
         uris = await w.offer(here)
-        imports: list[int] = []
         goes_on = threading.Event()
-
-        def wait() -> None:
-            imports.append(len(imports))
-            if len(imports) == 2:
-                goes_on.wait(60)
-
-        w.xapi.running.server.before_import = wait
+        imported = w.at_the_import(lambda: goes_on.wait(60))
         task = await w.migrate(uris)
-        await w.until(lambda: len(imports) == 2, "it is not imported")
+        await w.until(imported.is_set, "it is not imported")
         await w.sender.client(lambda x: x.task.cancel(task))
         assert await w.over(task) == "cancelled"
         w.stayed()

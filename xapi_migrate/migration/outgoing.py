@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -161,6 +161,11 @@ def checked_options(options: dict[str, str], known: Collection[str], test_option
             raise InvalidValue(f"options:{name}", value)
         checked[name] = SWITCH[value.lower()]
     return checked
+
+
+def is_on(options: Mapping[str, str], name: str) -> bool:
+    """Whether an option has been given, and is true; for who takes others than `checked_options` lets through."""
+    return SWITCH.get(options.get(name, "").lower()) == SWITCH["true"]
 
 
 def begun_entry(migration: Outgoing) -> dict[str, Any]:

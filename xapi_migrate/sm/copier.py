@@ -189,14 +189,6 @@ class Copier:
             await task.deferLater(self._reactor, 0.05)
 
 
-async def sweep(reactor: Any, folder: Path) -> None:
-    """Remove the folder of a copy that nobody knows, and what runs in it."""
-    for one in (folder, folder / "refuser"):
-        if child := find(reactor, one):
-            await child.kill()
-    await threads.deferToThread(shutil.rmtree, folder, ignore_errors=True)
-
-
 def _undelivered(port: int) -> bool:
     """Whether a socket that no process owns any more still sends to this remote port."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -12,7 +12,7 @@ from twisted.internet import threads
 
 from xapi_migrate.errors import HandleInvalid, SrBackendFailure
 from xapi_migrate.sm.behind import Behind
-from xapi_migrate.sm.copier import folder_name, sweep
+from xapi_migrate.sm.copier import Copier, folder_name
 from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf, has_state, read_copy
 from xapi_migrate.sm.datapath import COPY, TARGET
 from xapi_migrate.sm.datapaths import Datapaths, mounts
@@ -87,7 +87,8 @@ class Copies:
             kept = read_copy(folder)
             if kept is None:
                 if not has_state(folder):  # it was being forgotten: that goes first
-                    await sweep(self._reactor, folder)
+                    await Copier(self._reactor, folder, "", self._timeouts).end()
+                    await threads.deferToThread(shutil.rmtree, folder, ignore_errors=True)
                 continue
             of, url, status = kept
             copy = self.new(of)

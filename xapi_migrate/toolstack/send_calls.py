@@ -11,6 +11,7 @@ from twisted.internet import defer
 from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, UriInvalid
 from xapi_migrate.migration.claims import Claims
 from xapi_migrate.migration.interfaces import PROTOCOL_VERSION, IPeer
+from xapi_migrate.migration.outgoing import is_on
 from xapi_migrate.refusals import HostCannotAttachNetwork, InterfaceHasNoIp, PifHasNoConfiguration
 from xapi_migrate.sm.interfaces import ISR
 from xapi_migrate.store.interfaces import NULL, IRecords
@@ -25,7 +26,6 @@ from xapi_migrate.xenapi.tasks import Task
 
 STAT_SECONDS = 2.0
 """An SR that does not tell its free space within this time is offered without it."""
-TRUE = ("true", "1")
 
 
 class SendingEngine(Protocol):
@@ -161,7 +161,7 @@ class SendCalls:
                 parse(uri)
             except UriInvalid as wrong:
                 raise InvalidValue("dest:xapi_migrate", wrong.uri) from None
-        copy = options.get("copy", "").lower() in TRUE
+        copy = is_on(options, "copy")
         if not copy and destination.host in self._records.refs("host") and destination.host != self._receiver.host:
             vdi_map = {**self._seen_there(vm, destination.host), **vdi_map}
             vif_map = {**self._networks_of(vm), **vif_map}

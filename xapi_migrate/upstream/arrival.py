@@ -10,7 +10,6 @@ Until COMMIT the VM is a template, because no toolstack starts one, and an impor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,10 @@ class Arrivals:
             self._settling.discard(arrival.id)
         return True
 
-    async def settle_all(self, session: str = "", but: Callable[[Arrival], bool] = lambda arrival: False) -> None:
+    async def settle_all(self, session: str = "") -> None:
         """Whatever can be settled now."""
         for arrival in list(self.known.values()):
-            if not but(arrival):
-                await self.settle(arrival, session)
+            await self.settle(arrival, session)
 
     async def _hand_over(self, arrival: Arrival, session: str) -> None:
         """The mark goes last: as long as it is there, all this may be repeated."""
@@ -115,7 +113,7 @@ class Arrivals:
         vm, record = found
         for sr in arrival.srs:
             for vdi in await self._vdis(arrival, session, sr):
-                await self._tolerant("VDI.remove_from_other_config", session, vdi, MARK)
+                await self._client.tolerant("VDI.remove_from_other_config", session, vdi, MARK)
         if record.get("is_a_template"):
             await self._client.call("VM.set_is_a_template", session, vm, False)
         if (record.get("blocked_operations") or {}).get("start") == arrival.reason:
@@ -132,22 +130,22 @@ class Arrivals:
             await self._destroy(arrival, session, found[0])
         for sr in arrival.srs:
             for vdi in await self._vdis(arrival, session, sr):
-                await self._tolerant("VDI.destroy", session, vdi)
+                await self._client.tolerant("VDI.destroy", session, vdi)
         return True
 
     async def _destroy(self, arrival: Arrival, session: str, vm: str) -> None:
         """Nobody starts it meanwhile. One that is Suspended is Halted before, which takes its image along, and for
         which it may have to be no template."""
         locked = {one: arrival.reason for one in BLOCKED if one not in ("destroy", "hard_shutdown")}
-        await self._tolerant("VM.set_blocked_operations", session, vm, locked)
+        await self._client.tolerant("VM.set_blocked_operations", session, vm, locked)
         try:
-            await self._tolerant("VM.destroy", session, vm)
+            await self._client.tolerant("VM.destroy", session, vm)
         except RemoteError as refusal:
             if refusal.failure()[0] != "VM_BAD_POWER_STATE":
                 raise
             await self._client.call("VM.set_is_a_template", session, vm, False)
             await self._client.call("VM.hard_shutdown", session, vm)
-            await self._tolerant("VM.destroy", session, vm)
+            await self._client.tolerant("VM.destroy", session, vm)
 
     async def _import_is_over(self, arrival: Arrival, session: str) -> bool:
         if not arrival.task:
@@ -160,7 +158,7 @@ class Arrivals:
             raise
         if status == "pending" and self._clock.seconds() < arrival.begun + IMPORT_SECONDS:
             return False
-        await self._tolerant("task.destroy", session, arrival.task)
+        await self._client.tolerant("task.destroy", session, arrival.task)
         return True
 
     async def _find(self, arrival: Arrival, session: str) -> tuple[str, dict[str, Any]] | None:
@@ -183,11 +181,3 @@ class Arrivals:
             vdi for vdi, one in records
             if isinstance(one, dict) and one.get("SR") == sr and (one.get("other_config") or {}).get(MARK) == arrival.id
         ]  # fmt: skip
-
-    async def _tolerant(self, method: str, session: str, ref: str, *more: Any) -> None:
-        """Gone already is as good."""
-        try:
-            await self._client.call(method, session, ref, *more)
-        except RemoteError as refusal:
-            if refusal.failure()[0] != "HANDLE_INVALID":
-                raise

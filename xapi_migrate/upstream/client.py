@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet import defer
@@ -46,6 +47,15 @@ class UpstreamClient:
         if "result" not in answer:
             raise self._silent("its answer has no result", True)
         return answer["result"]
+
+    async def tolerant(self, method: str, *params: Any, also: Sequence[str] = (), seconds: float = SECONDS) -> Any:
+        """As `call`; None where what it is about is gone already, which is as good, or where it says one of `also`."""
+        try:
+            return await self.call(method, *params, seconds=seconds)
+        except RemoteError as told:
+            if told.failure()[0] not in ("HANDLE_INVALID", *also):
+                raise
+            return None
 
     async def send(
         self, path: bytes, content_type: bytes, body: bytes, repeatable: bool, seconds: float | None = SECONDS,

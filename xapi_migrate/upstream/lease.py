@@ -115,20 +115,20 @@ class Leases:
             await self._unblock(lease, session, ("destroy",))
             await self._destroy(lease, session)
         for vdi in lease.destroy:
-            await self._tolerant("VDI.destroy", session, vdi)
+            await self._client.tolerant("VDI.destroy", session, vdi)
         for vdi in lease.forget:
-            await self._tolerant("VDI.forget", session, vdi)
+            await self._client.tolerant("VDI.forget", session, vdi)
 
     async def _destroy(self, lease: Lease, session: str) -> None:
         """The VM. One that is Suspended is Halted before, which may take its image along."""
         try:
-            await self._tolerant("VM.destroy", session, lease.vm)
+            await self._client.tolerant("VM.destroy", session, lease.vm)
         except RemoteError as refusal:
             if refusal.failure()[0] != "VM_BAD_POWER_STATE":
                 raise
             await self._unblock(lease, session, ("hard_shutdown",))
-            await self._tolerant("VM.hard_shutdown", session, lease.vm)
-            await self._tolerant("VM.destroy", session, lease.vm)
+            await self._client.tolerant("VM.hard_shutdown", session, lease.vm)
+            await self._client.tolerant("VM.destroy", session, lease.vm)
 
     async def _blocked(self, lease: Lease, session: str) -> dict[str, str] | None:
         """What is blocked of the VM; None if it is not there."""
@@ -146,14 +146,6 @@ class Leases:
         for operation in operations:
             if blocked.get(operation) == lease.reason:
                 await self._client.call("VM.remove_from_blocked_operations", session, lease.vm, operation)
-
-    async def _tolerant(self, method: str, session: str, ref: str) -> None:
-        """Gone already is as good."""
-        try:
-            await self._client.call(method, session, ref)
-        except RemoteError as refusal:
-            if refusal.failure()[0] != "HANDLE_INVALID":
-                raise
 
     async def settle_all(self, session: str = "") -> None:
         """Whatever can be settled now."""

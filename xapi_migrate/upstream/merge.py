@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,39 +43,39 @@ class Unreadable(Exception):
     """The upstream's answer has not the form that it should have."""
 
 
-class Answer:
+class Answer(ABC):
     """One answer of the upstream to a call that succeeded. All raise Unreadable."""
 
+    @abstractmethod
     def with_items(self, items: Sequence[Any]) -> bytes:
         """A list, with more items."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_members(self, members: Mapping[str, Any]) -> bytes:
         """A map, with more members."""
-        raise NotImplementedError
 
+    @abstractmethod
     def holds(self, item: str) -> bool:
         """Whether a list of names has this one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def token(self) -> str:
         """What event.inject answers."""
-        raise NotImplementedError
 
-    def with_token(self, token: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def with_token(self, token: str) -> bytes: ...
 
+    @abstractmethod
     def events_token(self) -> str:
         """The token in what event.from answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self) -> dict[str, int]:
         """The valid_ref_counts of what event.from answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_events(self, events: Sequence[Any], counts: Mapping[str, int], token: str) -> bytes:
         """What event.from answers, with more events, these numbers of objects beside its own, and that token."""
-        raise NotImplementedError
 
 
 def read(call: Peeked, body: bytes) -> Answer | None:

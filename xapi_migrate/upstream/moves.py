@@ -6,11 +6,12 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet import defer, task
+from twisted.internet import defer
 from twisted.logger import Logger
 
 from ..errors import IncompatibleHost, OperationNotAllowed, OtherOperationInProgress, VmBadPowerState
 from ..migration.interfaces import Outcome
+from ..migration.outgoing import is_on
 from ..refusals import MigrationNotBegun
 from ..together import started
 from ..toolstack.destination import Destination, read_destination
@@ -21,10 +22,9 @@ from .client import UpstreamClient
 from .images import can_resume
 from .lease import HELD, KEPT, MOVED, MOVING, Lease, Leases
 from .reading import Seen, check, read_disk, read_vm, record_of
+from .settling import Settling
 from .shadow import Shadows
 
-AGAIN = 30.0
-"""Seconds between attempts to settle what could not be settled."""
 _TOLD = {
     HELD: ("it stays, and the toolstack could not be told yet", "it is unlocked at the toolstack"),
     MOVED: ("it has moved, and the toolstack could not be told yet",
@@ -62,8 +62,7 @@ class UpstreamMoves:
         self._shadows = shadows
         self._engine = engine
         self._under_way: set[defer.Deferred[None]] = set()
-        self._settling = task.LoopingCall(self._settle_all)
-        self._settling.clock = clock
+        self._settling = Settling(leases.settle_all, clock, "VMs of the toolstack stay locked for now")
         self._stopping = False
 
     async def begin(self) -> None:
@@ -86,13 +85,12 @@ class UpstreamMoves:
             work.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
             work.addErrback(lambda failure: self.log.failure("after a migration", failure))
             work.addBoth(lambda _, work=work: self._under_way.discard(work))  # type: ignore[call-overload]
-        self._settling.start(AGAIN)
+        self._settling.start()
 
     def stop(self) -> None:
         """Let go; the next daemon goes on."""
         self._stopping = True
-        if self._settling.running:
-            self._settling.stop()
+        self._settling.stop()
         for work in list(self._under_way):
             work.cancel()
 
@@ -228,11 +226,6 @@ class UpstreamMoves:
         known = self._leases.known.values()
         return [lease for lease in known if lease.state == MOVING and lease.id not in self._leases.active]
 
-    def _settle_all(self) -> defer.Deferred[None]:
-        work = started(self._leases.settle_all())
-        work.addErrback(lambda failure: self.log.failure("VMs of the toolstack stay locked for now", failure))
-        return work
-
 
 def _refuse_images(seen: Seen, there: Destination) -> None:
     """The receiver refuses them too: this is to say it sooner."""
@@ -243,5 +236,5 @@ def _refuse_images(seen: Seen, there: Destination) -> None:
 
 
 def _refuse_copies(vm: str, options: dict[str, str]) -> None:
-    if options.get("copy", "").lower() in ("true", "1"):
+    if is_on(options, "copy"):
         raise OperationNotAllowed(f"The VM {vm} belongs to the toolstack, which copies its VMs itself (VM.copy).")

@@ -78,12 +78,7 @@ class OldPolls:
         kept, told.theirs = told.theirs, None
         theirs = kept or self._ask(call, path, body)
         own = started(self._events.next(session, sorted(told.classes), told.seen))
-        try:
-            await first(theirs, own)
-        except BaseException:
-            drop(theirs)
-            drop(own)
-            raise
+        await first(theirs, own)
         if kept is not None and kept.called and isinstance(kept.result, Failure):
             drop(kept)
             drop(own)

@@ -16,6 +16,8 @@ from .reading import PLUG, control_domain, record_of
 SECONDS = 300.0
 """How long a plug may take: storage may be busy."""
 
+DETACHED = ("DEVICE_ALREADY_DETACHED",)
+
 
 class Plugs:
     def __init__(self, client: UpstreamClient) -> None:
@@ -38,11 +40,11 @@ class Plugs:
         """Whatever was plugged with this mark: it is looked for, so that no answer is needed. RemoteError,
         UpstreamSilent."""
         for vdi in vdis:
-            vbds = await self._tolerant("VDI.get_VBDs", session, vdi)
+            vbds = await self._client.tolerant("VDI.get_VBDs", session, vdi)
             for vbd in vbds if isinstance(vbds, list) else ():
                 if await self._is_mine(mark, session, vbd):
-                    await self._tolerant("VBD.unplug", session, vbd, seconds=SECONDS)
-                    await self._tolerant("VBD.destroy", session, vbd)
+                    await self._client.tolerant("VBD.unplug", session, vbd, also=DETACHED, seconds=SECONDS)
+                    await self._client.tolerant("VBD.destroy", session, vbd)
 
     async def _is_mine(self, mark: str, session: str, vbd: str) -> bool:
         try:
@@ -52,12 +54,3 @@ class Plugs:
                 return False
             raise
         return (record.get("other_config") or {}).get(PLUG) == mark
-
-    async def _tolerant(self, method: str, session: str, ref: str, **options: Any) -> Any:
-        """Gone already, or unplugged, is as good."""
-        try:
-            return await self._client.call(method, session, ref, **options)
-        except RemoteError as refusal:
-            if refusal.failure()[0] not in ("HANDLE_INVALID", "DEVICE_ALREADY_DETACHED"):
-                raise
-            return None

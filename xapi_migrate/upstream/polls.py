@@ -118,12 +118,7 @@ class Polls:
         if not mine or not wish.token:
             return await self._after_theirs(wish, theirs, mine, ours)
         own = started(self._events.since(wish.session, mine, ours, wish.timeout))
-        try:
-            await first(theirs, own)
-        except BaseException:
-            drop(theirs)
-            drop(own)
-            raise
+        await first(theirs, own)
         # one that was kept waits for as long as an earlier call wished, which may be longer
         if theirs.called or not (_has_events(own) or kept is not None):
             drop(own)
@@ -223,7 +218,7 @@ def _has_events(own: defer.Deferred[Any]) -> bool:
 
 
 async def first(*waiting: defer.Deferred[Any]) -> None:
-    """Until one of them has ended, well or not."""
+    """Until one of them has ended, well or not. Where nobody waits for that any more, all of them are dropped."""
     done: defer.Deferred[None] = defer.Deferred()
 
     def ended(result: Any) -> Any:
@@ -233,4 +228,9 @@ async def first(*waiting: defer.Deferred[Any]) -> None:
 
     for one in waiting:
         one.addBoth(ended)
-    await done
+    try:
+        await done
+    except BaseException:
+        for one in waiting:
+            drop(one)
+        raise

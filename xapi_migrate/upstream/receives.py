@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from ..store.interfaces import NULL
-from ..together import started
 from ..xenapi.calls import CallContext
 from .arrival import GIVEN_UP, IMPORTING, RECEIVING, Arrivals
 from .client import UpstreamClient
-from .moves import AGAIN
 from .reading import sr_here
+from .settling import Settling
 from .shadow import Shadows
 
 
@@ -40,8 +38,7 @@ class UpstreamReceives:
         self._arrivals = arrivals
         self._shadows = shadows
         self._engine = engine
-        self._settling = task.LoopingCall(self._settle_all)
-        self._settling.clock = clock
+        self._settling = Settling(arrivals.settle_all, clock, "VMs of the toolstack wait")
 
     async def begin(self) -> None:
         """Remove what nothing can come of any more. A VM of which it cannot be known whether it was received stays
@@ -59,20 +56,14 @@ class UpstreamReceives:
                     "{id}.json",
                     vm=arrival.uuid, id=arrival.id,
                 )  # fmt: skip
-        self._settling.start(AGAIN)
+        self._settling.start()
 
     def stop(self) -> None:
         """Let go; the next daemon goes on."""
-        if self._settling.running:
-            self._settling.stop()
+        self._settling.stop()
 
     async def VM_receive(self, call: CallContext, sr: str, options: dict[str, str]) -> list[str]:
         await self._arrivals.settle_all(call.session)
         if sr != NULL:
             await self._shadows.attach(sr, *await sr_here(self._client, call.session, sr))
         return await self._engine.receive(sr, options, call.user, call.session)
-
-    def _settle_all(self) -> defer.Deferred[None]:
-        work = started(self._arrivals.settle_all())
-        work.addErrback(lambda failure: self.log.failure("VMs of the toolstack wait", failure))
-        return work
