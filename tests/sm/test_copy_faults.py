@@ -25,7 +25,7 @@ from tests.sm.two_hosts import (
 )  # fmt: skip
 from xapi_migrate.errors import CopyFailed, HandleInvalid
 from xapi_migrate.sm.copier import Copier
-from xapi_migrate.sm.interfaces import CopyState, SameDiskProof
+from xapi_migrate.sm.interfaces import CopyState, SameDiskProof, TargetUrl
 from xapi_migrate.together import started
 
 pytestmark = pytest.mark.system
@@ -90,6 +90,43 @@ async def test_a_copier_that_dies_while_it_opens_the_disk(tmp_path: Path, deaths
                 assert not copier.alive
         finally:
             await copier.end()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest_twisted.ensureDeferred
+async def test_a_copier_is_struck_when_it_has_opened_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals, times: int
+) -> None:
+    """The mirror would wait for it. The first has a successor; a second one more and the copy cannot begin."""
+    start, struck = Copier.start, []
+
+    async def start_and_strike(copier: Copier, url: TargetUrl) -> None:
+        await start(copier, url)
+        if len(struck) < times:
+            struck.append(copier.pid)
+            os.kill(copier.pid, blow)
+
+    monkeypatch.setattr(Copier, "start", start_and_strike)
+    async with two_hosts(tmp_path, timeouts=attrs.evolve(QUICK, attach=2.0)) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=8 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            guest.start()
+            fresh, _ = await begin_copy(ours, theirs, vdi, SIZE)
+            if times == 1:
+                await until(ours, "copy-1", CopyState.READY)
+            else:
+                status = await until(ours, "copy-1", CopyState.FAILED)
+                why = "died" if blow is signal.SIGKILL else "did not answer for 2 s"
+                assert status.error == f"its copier {why}, and so did the one before"
+                assert ours.services.alive().copiers == ()
+            await guest.stop()
+            assert guest.failed == 0 and guest.slowest < 1.0
+            await ours.sr.vdi_deactivate(vdi)
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
+        await ours.services.copies.tidied(vdi)
+        if times == 1:
+            assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
 
 
 @pytest_twisted.ensureDeferred

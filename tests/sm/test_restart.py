@@ -118,6 +118,61 @@ async def test_a_copy_that_a_stopping_daemon_cancelled_begins_anew(tmp_path: Pat
         await theirs.sr.vdi_close_url(fresh, "migration-1")
 
 
+class Killed(Exception):
+    """The daemon is not there any more, and nothing of it runs on."""
+
+
+@pytest.mark.parametrize("command", ["blockdev-add", "blockdev-mirror"])
+@pytest.mark.parametrize("done", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_daemon_is_killed_when_the_mirror_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, done: bool
+) -> None:
+    """Where the mirror runs it goes on, else the copy begins anew; either way by its old name."""
+    async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
+        vdi, fresh = await make_disk(ours, SIZE, filled=16 * MIB), str(uuid.uuid4())
+        await theirs.sr.vdi_create(fresh, SIZE)
+        url = await theirs.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1")
+        async with guest_on(ours, vdi) as guest:
+            guest.pause = 0.05
+            guest.start()
+            daemon = ours.services.datapaths.get(vdi).daemon
+            execute, reached = daemon.execute, defer.Deferred[None]()
+
+            def struck(name: str, *rest: object, **more: object) -> defer.Deferred[object]:
+                if reached.called:
+                    raise Killed
+                if name != command or "copy" not in str(rest):  # the guest's brake adds a node too
+                    return execute(name, *rest, **more)
+                sent = execute(name, *rest, **more) if done else defer.succeed(None)
+                sent.addCallback(lambda _: reactor.callLater(0, reached.callback, None))
+                return sent.addCallback(lambda _: defer.Deferred())
+
+            monkeypatch.setattr(daemon, "execute", struck)
+            beginning = started(ours.sr.vdi_copy(vdi, url, "copy-1", None))
+            await reached
+            copy = ours.services.copies.get("copy-1")
+            monkeypatch.setattr(copy, "_conclude", _killed)
+            monkeypatch.setattr(copy, "end_at_once", lambda _: None)
+            beginning.cancel()
+            with pytest.raises(Killed):
+                await beginning
+            await restart(ours, "raw")
+            assert (command == "blockdev-mirror" and done) is (ours.services.copies.of_vdi(vdi) is not None)
+            await ours.sr.vdi_copy(vdi, url, "copy-1", None)
+            await until(ours, "copy-1", CopyState.READY)
+            await guest.stop()
+            assert guest.failed == 0
+            await ours.sr.vdi_deactivate(vdi)
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
+        await ours.services.copies.tidied(vdi)
+        assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
+
+
+async def _killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_killed_datapath_leaves_no_mount(tmp_path: Path) -> None:
     async with two_hosts(tmp_path, receiver="qcow2") as (_, theirs):

@@ -10,7 +10,6 @@ aborting the job always frees the datapath, so a copy can be given up at any mom
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,17 @@ from xapi_migrate.errors import CopyFailed, MigrateError
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.convergence import Slowdown
-from xapi_migrate.sm.copier import Copier
+from xapi_migrate.sm.copier import STARTS, Copier
+from xapi_migrate.sm.copy_account import CopyOf, Kept, forget_copy, keep_copy
 from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
-from xapi_migrate.sm.mirror import Mirror
+from xapi_migrate.sm.mirror import JOB, Mirror
 from xapi_migrate.sm.optional import ICopyTask
 from xapi_migrate.sm.timeouts import SMTimeouts
 
-_STATE = "copy.json"
 CANCELLED = "cancelled"
 """Why a copy has failed that nobody waits for any more."""
 _TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost, ConnectionError, OSError)
-
-
-@attrs.frozen
-class CopyOf:
-    """What is copied where, and under which name."""
-
-    ref: str
-    sr: str
-    vdi: str
 
 
 @implementer(ICopyTask)
@@ -75,6 +65,8 @@ class Copy:
         self._mirror: Mirror | None = None
         self._following: defer.Deferred[None] | None = None
         self._ended: list[defer.Deferred[None]] = []
+        self._begun = False
+        """The mirror runs, or has run."""
         self._finishing = False
         self._given_up = ""
         self._swapping = defer.DeferredLock()
@@ -94,10 +86,8 @@ class Copy:
         self._slowdown = Slowdown(datapath, self._timeouts)
         self.save()
         try:
-            await self.copier.start(url)
             await self._slowdown.begin()
-            self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
-            await self._mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
+            await self._begin_mirror(datapath, url)
         except (MigrateError, *_TROUBLE) as failure:
             self._mirror = None
             await self._conclude(reason(failure))
@@ -106,11 +96,42 @@ class Copy:
             self._mirror = None
             await self._conclude(CANCELLED)
             raise
+        self._begun = True
+        self.save()
         self._follow()
+
+    async def _begin_mirror(self, datapath: Datapath, url: TargetUrl) -> None:
+        """A copier that dies or falls silent meanwhile gets a successor, as one does that dies later."""
+        for more in reversed(range(STARTS)):
+            await self.copier.start(url)
+            mirror = self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
+            # the datapath waits for it, and answers once it is gone
+            timer = self._reactor.callLater(self._timeouts.attach, self._end_copier, "does not answer")
+            try:
+                await mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
+                return
+            except _TROUBLE as failure:
+                if self.copier.alive or not datapath.daemon.alive:
+                    raise
+                if not more:
+                    why = "died" if timer.active() else f"did not answer for {self._timeouts.attach:g} s"
+                    raise CopyFailed(self.of.vdi, f"its copier {why}, and so did the one before") from failure
+                self.log.warn("copy {ref}: its copier is gone, starting another", ref=self.of.ref)
+            finally:
+                if timer.active():
+                    timer.cancel()
+
+    def _end_copier(self, why: str) -> None:
+        self.log.warn("copy {ref}: its copier {why}, and is ended", ref=self.of.ref, why=why)
+        defer.ensureDeferred(self.copier.kill()).addErrback(lambda failure: self.log.failure("ending it", failure))
+
+    async def has_begun(self, datapath: Datapath, kept: Kept) -> bool:
+        """After a restart of the daemon: whether there is a mirror to go on with, or was one."""
+        return kept.begun or await datapath.daemon.job(JOB) is not None
 
     async def resume(self, datapath: Datapath, url: TargetUrl) -> None:
         """After a restart of the daemon: go on with the job that runs in this datapath."""
-        self._url, self._datapath = url, datapath
+        self._url, self._datapath, self._begun = url, datapath, True
         self._slowdown = Slowdown(datapath, self._timeouts)
         await self._slowdown.resume()
         self.status = attrs.evolve(self.status, slowed=0)
@@ -159,7 +180,7 @@ class Copy:
             self.give_up(CANCELLED)
             await self._until_over(None, "")
         await self.tidied()
-        (self.folder / _STATE).unlink(missing_ok=True)
+        forget_copy(self.folder)
 
     async def tidied(self) -> None:
         """Fires when a copy that is over has let go of everything."""
@@ -250,7 +271,7 @@ class Copy:
         return ""
 
     async def _replace_copier(self) -> None:
-        async with _held(self._swapping):
+        async with self._swapping:
             await self.copier.kill()
             if not self._given_up and self._url is not None:
                 await self.copier.start(self._url)
@@ -280,7 +301,7 @@ class Copy:
         """
         if self._swapping.locked:
             await self.copier.kill()  # another one is just starting
-        async with _held(self._swapping):
+        async with self._swapping:
             if self._mirror is not None:
                 await self._take_over()
         while (mirror := self._mirror) is not None:
@@ -296,7 +317,7 @@ class Copy:
         await self.copier.kill()
 
     async def _take_over_in_order(self) -> None:
-        async with _held(self._swapping):
+        async with self._swapping:
             await self._take_over()
 
     async def _dismiss(self, mirror: Mirror) -> None:
@@ -341,7 +362,7 @@ class Copy:
                 error = error or str(failure)
         elif mirror is not None:
             mirror.forget()
-        async with _held(self._swapping):
+        async with self._swapping:
             await self.copier.end()
         if self._slowdown is not None:
             await self._slowdown.release()
@@ -397,24 +418,8 @@ class Copy:
         self.copier.let_go()
 
     def save(self) -> None:
-        """The account is kept as long as the copy runs, so that a restarted daemon can replace a copier."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self.folder / f"{_STATE}.new"
-        draft.touch(mode=0o600)
-        url = attrs.asdict(self._url) if self._url is not None and not self.over else None
-        status = {**attrs.asdict(self.status), "state": self.status.state.value}
-        draft.write_text(json.dumps({"of": attrs.asdict(self.of), "url": url, "status": status}))
-        draft.replace(self.folder / _STATE)
-
-
-def read_copy(folder: Path) -> tuple[CopyOf, TargetUrl | None, CopyStatus] | None:
-    """What a copy's folder says of it."""
-    try:
-        kept = json.loads((folder / _STATE).read_text())
-        status = CopyStatus(**{**kept["status"], "state": CopyState(kept["status"]["state"])})
-        return CopyOf(**kept["of"]), TargetUrl(**kept["url"]) if kept["url"] else None, status
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        """For `read_copy`."""
+        keep_copy(self.folder, Kept(self.of, None if self.over else self._url, self.status, self._begun))
 
 
 def reason(failure: MigrateError | Exception) -> str:
@@ -422,11 +427,6 @@ def reason(failure: MigrateError | Exception) -> str:
     if isinstance(failure, (ConnectionDone, ConnectionLost)):
         return "its datapath died"
     return failure.reason if isinstance(failure, CopyFailed) else str(failure)
-
-
-def has_state(folder: Path) -> bool:
-    """Whether a copy of this folder has been kept, readable or not."""
-    return (folder / _STATE).exists()
 
 
 async def _concluded(mirror: Mirror) -> bool:
@@ -439,16 +439,3 @@ async def _concluded(mirror: Mirror) -> bool:
 
 async def _coroutine(work: Awaitable[None]) -> None:
     await work
-
-
-class _held:
-    """`async with` for a DeferredLock."""
-
-    def __init__(self, lock: defer.DeferredLock) -> None:
-        self._lock = lock
-
-    async def __aenter__(self) -> None:
-        await self._lock.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()

@@ -13,7 +13,8 @@ from twisted.internet import threads
 from xapi_migrate.errors import HandleInvalid, SrBackendFailure
 from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copier import Copier, folder_name
-from xapi_migrate.sm.copy import CANCELLED, Copy, CopyOf, has_state, read_copy
+from xapi_migrate.sm.copy import CANCELLED, Copy
+from xapi_migrate.sm.copy_account import CopyOf, has_account, read_copy
 from xapi_migrate.sm.datapath import COPY, TARGET
 from xapi_migrate.sm.datapaths import Datapaths, mounts
 from xapi_migrate.sm.flushing import Flushing
@@ -86,27 +87,22 @@ class Copies:
         for folder in sorted(self._folder.glob("*")):
             kept = read_copy(folder)
             if kept is None:
-                if not has_state(folder):  # it was being forgotten: that goes first
+                if not has_account(folder):  # it was being forgotten: that goes first
                     await Copier(self._reactor, folder, "", self._timeouts).end()
                     await threads.deferToThread(shutil.rmtree, folder, ignore_errors=True)
                 continue
-            of, url, status = kept
-            copy = self.new(of)
-            datapath = self._datapaths.get(of.vdi)
-            if status.state in (CopyState.FINISHED, CopyState.FAILED):
-                copy.status = status
-                if datapath is not None and COPY in datapath.users:
-                    await copy.tidy(datapath)
-                else:
-                    await copy.copier.end()
-                if status.error == CANCELLED:  # by the end of the daemon: who wants it still asks for it again
-                    await self.forget(of.ref)
-            elif datapath is None or url is None or COPY not in datapath.users:
-                await copy.copier.end()
-                copy.end_at_once(CopyStatus(CopyState.FAILED, error="its datapath died while the daemon was down"))
-            else:
-                copy.status = status
-                await copy.resume(datapath, url)
+            copy, datapath = self.new(kept.of), self._datapaths.get(kept.of.vdi)
+            used = datapath if datapath is not None and COPY in datapath.users else None
+            copy.status = kept.status
+            if not copy.over and used and kept.url and await copy.has_begun(used, kept):
+                await copy.resume(used, kept.url)
+                continue
+            if not copy.over:
+                died = "its datapath died while the daemon was down"
+                copy.end_at_once(CopyStatus(CopyState.FAILED, error=CANCELLED if used and kept.url else died))
+            await (copy.tidy(used) if used else copy.copier.end())
+            if copy.status.error == CANCELLED:  # by the end of the daemon: who wants it still asks for it again
+                await self.forget(kept.of.ref)
         for vdi in self._datapaths.alive():
             if self.of_vdi(vdi) is None:
                 await self._datapaths.detach(vdi, COPY)

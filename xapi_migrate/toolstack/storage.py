@@ -14,7 +14,6 @@ from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, ISMDriver, SRConfig, VDIInfo
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
-from xapi_migrate.together import started
 
 MakeSR = Callable[[SRConfig, ISMDriver], ISR]
 _SECTOR = 512
@@ -179,7 +178,7 @@ class Storage:
     async def scan(self, sr: str) -> None:
         """SR.scan: new VDIs get records; records whose VDI is gone go, unless a VM still names it: then `missing`."""
         repository = self.sr(sr)
-        async with _held(self._lock(sr)):
+        async with self._lock(sr):
             before = self._records.find("VDI", SR=sr)
             there = {info.uuid: info for info in await repository.scan()}
             await self._records.refresh()  # what other members have made has its record by now
@@ -221,7 +220,7 @@ class Storage:
         """VDI.create: `virtual_size` bytes, rounded up to whole sectors. SrFull, SrNotAttached."""
         repository = self.sr(sr)
         size = _sectors(virtual_size)
-        async with _held(self._lock(sr)):
+        async with self._lock(sr):
             info = await repository.vdi_create(uuid, size)
             ref = self._introduce(sr, info, **fields)
         await self.update_sr(sr)
@@ -233,7 +232,7 @@ class Storage:
         record = self._records.get("VDI", vdi)
         self._check_unused(vdi, record)
         repository, uuid = self.of_vdi(vdi)
-        async with _held(self._lock(record["SR"])):
+        async with self._lock(record["SR"]):
             info = await repository.vdi_resize(uuid, _sectors(virtual_size))
             self._records.update("VDI", vdi, virtual_size=info.virtual_size, physical_utilisation=info.used)
         await self.update_sr(record["SR"])
@@ -255,7 +254,7 @@ class Storage:
         record = self._records.get("VDI", vdi)
         self._check_unused(vdi, record)
         repository, uuid = self.of_vdi(vdi)
-        async with _held(self._lock(record["SR"])):
+        async with self._lock(record["SR"]):
             await repository.vdi_destroy(uuid)
             for vbd in record["VBDs"]:
                 self._records.destroy("VBD", vbd)
@@ -268,16 +267,3 @@ class Storage:
 
 def _sectors(size: int) -> int:
     return -(-size // _SECTOR) * _SECTOR
-
-
-class _held:
-    """async with, for Twisted's lock."""
-
-    def __init__(self, lock: DeferredLock) -> None:
-        self._lock = lock
-
-    async def __aenter__(self) -> None:
-        await started(self._lock.acquire())
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._lock.release()
