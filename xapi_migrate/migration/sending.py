@@ -9,20 +9,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import (
-    MigrateError,
-    MigrationAborted,
-    OfferTaken,
-    OperationNotAllowed,
-    PeerSilent,
-    RemoteError,
-    TaskCancelled,
-    VmMigrateFailed,
-)
+from ..errors import MigrateError, OfferTaken, OperationNotAllowed, TaskCancelled
 from ..moment import Moment
-from ..steps import Step
 from ..together import started, together
-from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_memory, phase5_completion
+from . import phase1_connection, phase2_preparation, phase3_bulk_copy, phase4_memory, phase5_completion, telling
 from .heartbeat import Pulse
 from .interfaces import Answer, Outcome
 from .journal import JournalFailed, Mark, note_end, note_undone
@@ -35,8 +25,6 @@ from .undo import surely
 
 log = Logger()
 FAREWELL_SECONDS = 5.0
-ENDS_WITH_A_SENTENCE = ("OPERATION_NOT_ALLOWED", "SR_BACKEND_FAILURE", "VM_MIGRATE_FAILED")
-"""Errors of the receiver's whose last parameter is for people: they are told there which host said so, and when."""
 
 
 @implementer(ISenderWork)
@@ -304,23 +292,8 @@ class Sending:
         if watching is not None:
             watching.cancel()
 
-    def _failure(self, text: str, cause: Exception | None = None) -> Exception:
-        story = self.migration.story
-        where = f" (last step {story.last.id}: {story.last.text})" if isinstance(story.last, Step) else ""
-        if isinstance(cause, MigrationAborted):
-            cause = None  # the receiver's last word does not say which VM it was about
-        if isinstance(cause, PeerSilent):
-            return PeerSilent(cause.request, cause.reason + where)
-        if isinstance(cause, OperationNotAllowed):
-            return OperationNotAllowed(f"{cause}{where}")
-        if isinstance(cause, RemoteError) and cause.description[0] in ENDS_WITH_A_SENTENCE:
-            said = f" (said by {self.migration.peer.destination}){where}"
-            return RemoteError([*cause.description[:-1], cause.description[-1] + said], cause.message + said)
-        if isinstance(cause, MigrateError) and cause.failure()[0] not in ("INTERNAL_ERROR", "MIRROR_FAILED"):
-            return cause
-        return VmMigrateFailed(
-            self.migration.vm, self.migration.host.name, self.migration.peer.destination, text + where
-        )
+    def _failure(self, text: str, cause: Exception | None = None) -> MigrateError:
+        return telling.failure(self.migration, text, cause if isinstance(cause, MigrateError) else None)
 
 
 async def _said(answer: Answer) -> Answer:
