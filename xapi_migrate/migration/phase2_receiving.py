@@ -64,20 +64,24 @@ async def prepare(migration: Incoming) -> None:
     await migration.journal.record(Mark.PREPARED)
 
 
-async def still_there(migration: Incoming) -> bool:
-    """After a restart: whether it is in phase 2 or 3, and all that the sender has been given is there and alive."""
+async def what_is_gone(migration: Incoming) -> str:
+    """After a restart: why it cannot go on, "" if it can: it is in phase 2 or 3, and all that the sender has been given
+    is there and alive."""
     journal, plan = migration.journal, migration.plan
     marks = {entry.mark for entry in journal.entries}
-    if plan is None or Mark.PREPARED not in marks or marks & {Mark.MEMORY, Mark.UNDONE}:
-        return False
+    if plan is None or Mark.PREPARED not in marks:
+        return "it had not prepared all (phase 2)"
+    if Mark.UNDONE in marks:
+        return "it was giving up"
+    if Mark.MEMORY in marks:
+        return "the memory is sent once only (phase 4)"
     if plan.vm not in migration.host.records.refs("VM"):
-        return False
+        return "the VM's record is gone"
     try:
         await look_after(migration)
     except MigrateError as failure:
-        migration.story.note(str(failure))
-        return False
-    return True
+        return str(failure)
+    return ""
 
 
 async def look_after(migration: Incoming) -> None:

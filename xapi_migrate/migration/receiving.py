@@ -51,12 +51,11 @@ class Receiving:
             self._decision.is_durable(Answer(Outcome.ABORTED, data_of(journal, Mark.ABORTED).get("reason", "")))
             self._decision.tell()
             self._machine.recover_aborted()
-        elif await phase2_receiving.still_there(self.migration):
-            self._go_on()
+        elif gone := await phase2_receiving.what_is_gone(self.migration):
+            restarted = "the receiver's daemon was restarted before it had decided"
+            self._machine.recover_undecided(MigrationAborted(f"{restarted}: {gone}"))
         else:
-            self._machine.recover_undecided(
-                MigrationAborted("the receiver's daemon was restarted before it had decided")
-            )
+            self._go_on()
 
     def _go_on(self) -> None:
         """In phase 2 or 3, as the daemon before left it."""
