@@ -32,6 +32,7 @@ from .pool.pool import Pool
 from .pool.routing import Routing
 from .pool.wire import PATH as MEMBER_PATH
 from .pool.wire import Address
+from .processes import remains
 from .processes.folder_lock import FolderLock
 from .processes.in_thread import in_thread
 from .sm.discovery import discover
@@ -113,6 +114,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     lock = FolderLock(state_dir)
     await lock.take(reactor)
     daemon.closes(lock.release)
+    for stray in await in_thread(remains.end_strays, state_dir):
+        log.warn("{stray} is ended: the daemon that started it was killed before it had noted that", stray=stray)
     identity = await in_thread(tls.HostIdentity.load, state_dir, config.certificate, config.private_key)
     trust = await in_thread(tls.trust_root, state_dir / config.authorities) if config.authorities else None
     upstream = parse_upstream(config.upstream) if config.upstream else None

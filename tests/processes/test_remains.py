@@ -12,8 +12,11 @@ from pathlib import Path
 
 import attrs
 import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
 
-from xapi_migrate.processes import remains
+from tests.leftovers import end_leftovers
+from xapi_migrate.processes import child, remains
 from xapi_migrate.processes.child import RECORD, ProcessName, boot_id, start_time
 
 
@@ -45,6 +48,29 @@ def test_a_recycled_pid_is_nobody(short_tmp: Path, sleeper: subprocess.Popen[byt
     (short_tmp / "c").mkdir()
     (short_tmp / "c" / RECORD).write_text("{")
     assert remains.children(short_tmp) == {}
+
+
+@pytest.mark.system
+@ensureDeferred
+async def test_what_has_no_record_yet_is_known_by_where_it_was_started(
+    short_tmp: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    folder = short_tmp / "host1" / "datapaths" / "a"
+    script = "sleep 100 & wait"
+    started = await child.spawn(reactor, folder, ["sh", "-c", script])
+    beside = subprocess.Popen(["sleep", "60"], cwd=folder)
+    try:
+        assert remains.strays(short_tmp) == {}
+        (folder / RECORD).unlink()
+        assert remains.strays(short_tmp) == remains.children(short_tmp) == {started.name: folder}
+        assert remains.strays(folder) == remains.strays(short_tmp / "host2") == {}
+        assert remains.end_strays(short_tmp) == [f"process {started.pid} in {folder}"]
+        assert not started.name.alive()
+        assert beside.poll() is sleeper.poll() is None
+    finally:
+        beside.kill()
+        beside.wait()
+        end_leftovers(short_tmp)  # the script's own child
 
 
 def test_end_kills_and_reaps(sleeper: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.system.proxy import Proxy
 from tests.system.world import World
 from xapi_migrate.lab.provisioning import Guest
+from xapi_migrate.processes.child import RECORD, start_time
 
 pytestmark = pytest.mark.system
 
@@ -47,3 +48,23 @@ def test_a_vm_that_has_moved_survives_the_restarts_of_both_daemons(world: World)
     [image, _] = world.images(there, made.uuid)
     world.shut_down(there, made.uuid)
     assert made.guest.ticker.lost(image, world.console(made.uuid, there).counters[-1:]) == []
+
+
+def test_a_daemon_is_killed_when_it_has_just_started_a_domain(world: World) -> None:
+    """It runs and nobody knows of it. A guest that ran on would write to the disks of its next start."""
+    host = world.source
+    made = world.new_guest(host, Guest())
+    before = world.processes(host, "domains")
+    host.kill()
+    for record in (host.state_dir / "domains").glob(f"*/{RECORD}"):
+        record.unlink()
+    host.start()
+    host.wait_ready()
+    assert not any(start_time(pid) for pid in before)
+    with world.session(host) as api:
+        vm = api.VM.get_by_uuid(made.uuid)
+        world.wait(lambda: api.VM.get_power_state(vm) == "Halted", "the VM has not ended")
+        api.VM.start(vm, False, False)
+    world.wait(lambda: world.ticks(made.uuid, host), "it does not tick after its start")
+    assert len(world.processes(host, "domains")) == 1
+    world.shut_down(host, made.uuid)

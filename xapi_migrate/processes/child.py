@@ -2,7 +2,8 @@
 
 Each has a folder of its own: its working directory (so its sockets have short relative paths), its
 stdout and stderr as files (a pipe would kill it with the daemon), and `process.json`, which names it by
-pid, start time and boot id, so that a recycled pid is never mistaken for it.
+pid, start time and boot id, so that a recycled pid is never mistaken for it. What has no record yet is found by its
+environment (`remains.strays`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from zope.interface import implementer
 from xapi_migrate.processes.in_thread import in_thread
 
 RECORD = "process.json"
+STARTED_IN = "XAPI_MIGRATE_STARTED_IN"
+"""In the environment of each such process: its folder. A daemon that is killed just when it has started one leaves it
+without a record; by this the next one knows it."""
 
 
 def boot_id() -> str:
@@ -164,8 +168,8 @@ def _spawn(folder: Path, argv: Sequence[str], env: Mapping[str, str], pass_fds: 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
         process = subprocess.Popen(
-            argv, cwd=folder, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            start_new_session=True, pass_fds=pass_fds,
+            argv, cwd=folder, env={**env, STARTED_IN: str(folder.resolve())}, stdin=subprocess.DEVNULL, stdout=out,
+            stderr=err, start_new_session=True, pass_fds=pass_fds,
         )  # fmt: skip
     process.returncode = 0  # reaped through the pidfd: subprocess must not wait for it too
     name = ProcessName(process.pid, start_time(process.pid) or 0, boot_id())

@@ -1,7 +1,7 @@
 """What daemons leave on the machine when they have gone: processes and mounts below a folder.
 
-A process is only ended where its name is sure: its `process.json` (pid, start time, boot), or a command line that is
-the daemon's word for word.
+A process is only ended where its name is sure: its `process.json` (pid, start time, boot), the environment that it was
+started with, or a command line that is the daemon's word for word.
 """
 
 from __future__ import annotations
@@ -14,11 +14,49 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .child import RECORD, ProcessName, boot_id, start_time
+from .child import RECORD, STARTED_IN, ProcessName, boot_id, start_time
 
 
 def children(folder: Path) -> dict[ProcessName, Path]:
-    """The processes alive that have a record below the folder, and where each works."""
+    """The processes alive that were started below the folder, and where each works."""
+    return {**_recorded(folder), **strays(folder)}
+
+
+def strays(folder: Path) -> dict[ProcessName, Path]:
+    """Those that have no record: the daemon was killed when it had just started them. While a daemon runs, also what it
+    is starting at this moment."""
+    recorded, place, found = _recorded(folder), folder.resolve(), {}
+    for entry in Path("/proc").iterdir():
+        where = _started_in(entry) if entry.name.isdigit() else None
+        if where is None or place not in where.parents:
+            continue
+        pid, started = int(entry.name), start_time(int(entry.name))
+        name = ProcessName(pid, started or 0, boot_id())
+        if started is not None and name not in recorded:
+            found[name] = where
+    return found
+
+
+def end_strays(folder: Path) -> list[str]:
+    """Kill them; one sentence for each. Nobody had been told yet that they run."""
+    found = strays(folder)
+    end(found)
+    return [f"process {name.pid} in {where}" for name, where in found.items()]
+
+
+def _started_in(process: Path) -> Path | None:
+    """The folder that a process was started in by a daemon, not by such a process."""
+    try:
+        if os.getsid(int(process.name)) != int(process.name):
+            return None
+        environment = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    mark = f"{STARTED_IN}=".encode()
+    return next((Path(os.fsdecode(one.removeprefix(mark))) for one in environment if one.startswith(mark)), None)
+
+
+def _recorded(folder: Path) -> dict[ProcessName, Path]:
     found = {}
     for record in folder.rglob(RECORD):
         try:
