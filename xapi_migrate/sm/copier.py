@@ -140,6 +140,17 @@ class Copier:
         elif child := find(self._reactor, self.folder):
             await child.kill()
 
+    async def dies(self, seconds: float) -> bool:
+        """Whether it is gone, or will be by then: a dying process lets go of its sockets first."""
+        if self._daemon is None:
+            return True
+        ended = self._daemon.child.ended().addTimeout(seconds, self._reactor)
+        try:
+            await ended
+        except defer.TimeoutError:
+            return False
+        return True
+
     async def refuse(self, size: int) -> None:
         """From now on answer everything on its socket with an error: a datapath whose copier dies connects to this and
         stops waiting."""

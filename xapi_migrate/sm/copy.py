@@ -30,10 +30,12 @@ from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
 from xapi_migrate.sm.mirror import JOB, Mirror
 from xapi_migrate.sm.optional import ICopyTask
+from xapi_migrate.sm.standstill import Standstill, Verdict
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 CANCELLED = "cancelled"
 """Why a copy has failed that nobody waits for any more."""
+_LAST_BREATH = 1.0
 _TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost, ConnectionError, OSError)
 
 
@@ -111,7 +113,7 @@ class Copy:
                 await mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
                 return
             except _TROUBLE as failure:
-                if self.copier.alive or not datapath.daemon.alive:
+                if not (datapath.daemon.alive and await self.copier.dies(_LAST_BREATH)):
                     raise
                 if not more:
                     why = "died" if timer.active() else f"did not answer for {self._timeouts.attach:g} s"
@@ -220,7 +222,7 @@ class Copy:
     async def _loop(self) -> None:
         mirror = self._mirror
         assert mirror is not None
-        moved, replaced, last, said = self._reactor.seconds(), 0, (-1, -1), ""
+        standstill, said = Standstill(self._timeouts.stall, self._timeouts.replacements), ""
         while True:
             try:
                 now = await mirror.progress()
@@ -241,28 +243,20 @@ class Copy:
                 self.status = attrs.evolve(self.status, slowed=slowed)
                 if self._slowdown.hopeless:
                     self.give_up(self._slowdown.hopeless)
-            idle = ready and now.done >= now.total and self.copier.alive
-            if (now.done, now.total) != last or idle:
-                if now.done > last[0]:
-                    replaced = 0
-                last, moved = (now.done, now.total), self._reactor.seconds()
-            dead = not self.copier.alive
-            if not self._given_up and (dead or self._reactor.seconds() - moved > self._timeouts.stall):
-                if replaced >= self._timeouts.replacements:
-                    why = "its copier died" if dead else f"no progress for {self._timeouts.stall:g} s"
-                    self.give_up(f"{why}, {replaced} new copiers did not help{said}")
-                else:
-                    replaced += 1
-                    said = await self._try_replacing(dead)
-                moved = self._reactor.seconds()
+            if not self._given_up:
+                alive = self.copier.alive
+                idle = ready and now.done >= now.total and alive
+                verdict = standstill.look(self._reactor.seconds(), now.done, now.total, idle=idle, alive=alive)
+                if verdict is Verdict.HOPELESS:
+                    self.give_up(f"{standstill.why}, {standstill.replaced} new copiers did not help{said}")
+                elif verdict is Verdict.REPLACE:
+                    said = await self._try_replacing(standstill.why)
+                    standstill.tried(self._reactor.seconds())
             await mirror.changed(self._timeouts.poll)
 
-    async def _try_replacing(self, dead: bool) -> str:
+    async def _try_replacing(self, why: str) -> str:
         """Why it was in vain, as the end of a sentence, if it was."""
-        self.log.info(
-            "copy {of.ref} of VDI {of.vdi}: its copier {what}, starting another",
-            of=self.of, what="died" if dead else "stands still",
-        )  # fmt: skip
+        self.log.info("copy {of.ref} of VDI {of.vdi}: {why}, starting another copier", of=self.of, why=why)
         try:
             await self._replace_copier()
         except CopyFailed as failure:
