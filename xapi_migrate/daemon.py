@@ -43,9 +43,11 @@ from .sm.timeouts import SMTimeouts
 from .store.records import Records
 from .toolstack.bridges import LinuxBridges
 from .toolstack.placement import Placement
+from .toolstack.plugin_calls import Elsewhere
 from .toolstack.profile import PROFILES
 from .toolstack.this_host import free_memory, prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls, register_plugin_calls
+from .upstream.abandoned import ARRIVALS, LEASES, Abandoned
 from .upstream.address import parse_upstream
 from .upstream.arrival import Arrivals
 from .upstream.keeper import UpstreamKeeper
@@ -174,24 +176,27 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     motions = FileJournals(state_dir / "motions")
     motion = register_migration_calls(server, engine, about, toolstack, motions, services, pool.offer)
     if beside is not None:
-        arrivals = Arrivals(beside.client, state_dir / "arrivals", reactor)
+        arrivals = Arrivals(beside.client, state_dir / ARRIVALS, reactor)
         await arrivals.load()
         shadows = Shadows(records, toolstack.storage, host, drivers.usable.__contains__)
         about.keeper = UpstreamKeeper(beside.client, arrivals, shadows, records, reactor)
     await engine.start(server.tasks.resume)
     await motion.recover(server.tasks.resume, server.tasks)
-    moves = None
+    elsewhere: list[Elsewhere] = []
     if beside is not None:
         receives = UpstreamReceives(beside.client, arrivals, shadows, engine, reactor)
         daemon.closes(receives.stop)
         server.dispatcher.register(receives)
         await receives.begin()
-        leases = Leases(beside.client, state_dir / "upstream")
+        leases = Leases(beside.client, state_dir / LEASES)
         moves = UpstreamMoves(beside.client, leases, shadows, engine, reactor)
         daemon.closes(moves.stop)
         server.dispatcher.register(moves)
         await moves.begin()
-    register_plugin_calls(server, engine, about, toolstack, services, moves)
+        elsewhere += [moves, receives]
+    else:
+        elsewhere.append(Abandoned(state_dir))
+    register_plugin_calls(server, engine, about, toolstack, services, *elsewhere, lent=beside is not None)
     server.tasks.fail_orphans()
     await toolstack.machines.resync()
     server.start()

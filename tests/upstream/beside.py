@@ -29,6 +29,7 @@ from xapi_migrate.testing.fake_hypervisor import FakeHypervisor
 from xapi_migrate.testing.fake_sm import FakeLuns, FakeSR
 from xapi_migrate.testing.memory_journals import MemoryJournals
 from xapi_migrate.testing.two_hosts import TIMES
+from xapi_migrate.toolstack.plugin_calls import Elsewhere
 from xapi_migrate.toolstack.this_host import prepare_host
 from xapi_migrate.toolstack.toolstack import make_toolstack, register_plugin_calls
 from xapi_migrate.upstream.address import parse_upstream
@@ -72,6 +73,7 @@ class Beside:
     engine: Engine
     records: Records
     disks: dict[str, FakeSR]
+    elsewhere: tuple[Elsewhere, ...]
     _stop_listening: Callable[[], Any]
     _connections: list[Any]
 
@@ -127,7 +129,7 @@ async def beside(toolstack: Toolstack, kept: Kept, at: int = 0) -> AsyncIterator
     leases = Leases(upstream.client, kept.folder / "upstream")
     moves = UpstreamMoves(upstream.client, leases, shadows, engine, reactor)
     server.dispatcher.register(moves, receives)
-    register_plugin_calls(server, engine, host, own, SMServices(reactor, kept.folder), moves)
+    register_plugin_calls(server, engine, host, own, SMServices(reactor, kept.folder), moves, receives, lent=True)
     await engine.start(server.tasks.resume)
     await receives.begin()
     await moves.begin()
@@ -152,7 +154,7 @@ async def beside(toolstack: Toolstack, kept: Kept, at: int = 0) -> AsyncIterator
     try:
         yield Beside(
             Overlaid(overlay, server, port.getHost().port), leases, arrivals, upstream.client, engine, records, disks,
-            stop_listening, connections,
+            (moves, receives), stop_listening, connections,
         )  # fmt: skip
     finally:
         await stop_listening()

@@ -20,6 +20,19 @@ DANGER = {
     " data. Make sure that the receiving host is off, or that the VM is gone there.",
 }
 
+DANGER_RECEIVING = {
+    "moved": "If the sending host has the VM still, or comes back and has it, there are two of it. Make sure that it is"
+    " gone there. Here it is the toolstack's then, unlocked, with its disks.",
+    "stays": "If the sending host has given the VM up, no copy of it is left: what was made of it at the toolstack here"
+    " is destroyed, with its disks. Make sure that the sending host has it.",
+}
+"""Where the server was receiving it for a toolstack."""
+_DONE = {"moved": "is Halted here, with its disks", "stays": "is here, as it was"}
+_DONE_RECEIVING = {
+    "moved": "is the toolstack's here; it is unlocked as soon as the toolstack can be told",
+    "stays": "is not here; what was made of it at the toolstack goes as soon as the toolstack can be told",
+}
+
 
 @click.command("doctor")
 @server_option
@@ -27,15 +40,18 @@ DANGER = {
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @json_option
 def doctor(server: Server, remove: bool, yes: bool, as_json: bool) -> int:
-    """Tell what is left behind on a host (domains, datapaths, copiers, targets, VDIs, records that nobody needs), what
-    removing it would do, and which VMs are in doubt. Exit status 1 if something is left."""
+    """Tell what is left behind on a host (domains, datapaths, copiers, targets, VDIs, records that nobody needs, and
+    what waits at a toolstack beside it), what removing it would do, and which VMs are in doubt. Exit status 1 if
+    something is left."""
     with server.session() as session:
         host = _host(session)
         found = json.loads(_ask(session, host, "leftovers"))
         doubtful = json.loads(_ask(session, host, "in_doubt"))
+        received = json.loads(_ask(session, host, "in_doubt_receiving"))
         show(found, ("kind", "name", "why", "remedy"), as_json, "Nothing is left behind.")
         for vm in [] if as_json else doubtful:
-            click.echo(f"VM {vm} is in doubt: nothing says whether its receiver has it. See force-settle.")
+            what = "it was received here" if vm in received else "its receiver has it"
+            click.echo(f"VM {vm} is in doubt: nothing says whether {what}. See force-settle.")
         if not found or not (remove or yes):
             return ExitCode.FAILED if found else ExitCode.DONE
         if not yes:
@@ -57,17 +73,19 @@ def doctor(server: Server, remove: bool, yes: bool, as_json: bool) -> int:
               help="moved: the receiving host runs the VM. stays: it does not, and never will.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask to type the VM's uuid.")
 def force_settle(server: Server, vm: str, outcome: str, yes: bool) -> None:
-    """Decide in the receiver's place about the VM with this UUID, whose sender (the server) is in doubt and whose
-    receiver will never answer again. A VM that is in doubt otherwise waits for as long as it takes."""
+    """Decide about the VM with this UUID that is in doubt: in the receiver's place, where the server is its sender
+    and the receiver will never answer again; or in the place of its lost journal, where the server was receiving it for
+    a toolstack. A VM that is in doubt otherwise waits for as long as it takes."""
     with server.session() as session:
         host = _host(session)
         if vm not in json.loads(_ask(session, host, "in_doubt")):
             raise Refused(f"VM {vm} is not in doubt on this host: there is nothing to settle.")
-        click.echo(DANGER[outcome], err=True)
+        received = vm in json.loads(_ask(session, host, "in_doubt_receiving"))
+        click.echo((DANGER_RECEIVING if received else DANGER)[outcome], err=True)
         if not yes and click.prompt("To go on, type the VM's uuid", err=True) != vm:
             raise Refused("That is another uuid: nothing was done.")
         _ask(session, host, "force_settle", vm=vm, outcome=outcome)
-    click.echo(f"VM {vm} {'is Halted here, with its disks' if outcome == 'moved' else 'is here, as it was'}.")
+    click.echo(f"VM {vm} {(_DONE_RECEIVING if received else _DONE)[outcome]}.")
 
 
 def _host(session: Any) -> str:

@@ -40,7 +40,8 @@ class Leftover:
 
 
 class Leftovers:
-    """Of one host, `host` its ref; `claims` tells what migrations need at this moment."""
+    """Of one host, `host` its ref; `claims` tells what migrations need at this moment. `lent`: images are another
+    toolstack's, and only records of them are here."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Leftovers:
         services: SMServices,
         claims: Callable[[], Claims],
         host: str,
+        lent: bool = False,
     ) -> None:
         self._records = records
         self._storage = storage
@@ -57,6 +59,7 @@ class Leftovers:
         self._services = services
         self._claims = claims
         self._host = host
+        self._lent = lent
 
     async def find(self) -> list[Leftover]:
         """Everything that is left behind now, in the order in which it can be removed."""
@@ -212,7 +215,9 @@ class Leftovers:
             if ours and record["_migration"] not in claims.migrations:
                 why = "it was made for a migration that is not known here"
                 found.append(
-                    Leftover("VDI", record["uuid"], why, "the VDI and what is in it go",
+                    Leftover("VDI", record["uuid"], why,
+                             "its record here goes; the image is the toolstack's" if self._lent
+                             else "the VDI and what is in it go",
                              partial(self._storage.destroy_vdi, vdi))
                 )  # fmt: skip
             elif record["missing"] and not record["VBDs"]:

@@ -1,7 +1,7 @@
 """host.call_plugin: what an administrator may ask of this server and XenAPI has no call for.
 
-The plug-in is `xapi-migrate`. Its functions: `leftovers` and `remove_leftovers` (JSON), `in_doubt` (JSON) and
-`force_settle`.
+The plug-in is `xapi-migrate`. Its functions: `leftovers` and `remove_leftovers` (JSON), `in_doubt` and
+`in_doubt_receiving` (JSON) and `force_settle`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ class SettlingEngine(Protocol):
     def in_doubt(self) -> list[str]: ...
 
 
-class LocksElsewhere(Protocol):
-    """VMs of another toolstack's that are locked there while they are sent; see upstream/moves.py."""
+class Elsewhere(Protocol):
+    """What waits at another toolstack: VMs that are sent, or received (`receiving`); see upstream/moves.py and
+    upstream/receives.py."""
 
-    async def locked(self, session: str) -> list[Leftover]: ...
+    @property
+    def receiving(self) -> bool: ...
+    async def left(self, session: str) -> list[Leftover]: ...
     def in_doubt(self) -> list[str]: ...
     async def settle(self, vm: str, outcome: Outcome, session: str) -> bool: ...
 
 
 class PluginCalls:
-    """The functions of the plug-in. `elsewhere`: of a daemon beside an upstream."""
+    """The functions of the plug-in. `elsewhere`: of a daemon that stands, or stood, beside an upstream."""
 
-    def __init__(self, engine: SettlingEngine, leftovers: Leftovers, elsewhere: LocksElsewhere | None = None) -> None:
+    def __init__(self, engine: SettlingEngine, leftovers: Leftovers, *elsewhere: Elsewhere) -> None:
         self._engine = engine
         self._leftovers = leftovers
         self._elsewhere = elsewhere
@@ -49,15 +52,16 @@ class PluginCalls:
         if plugin != PLUGIN:
             raise RemoteError(["XENAPI_MISSING_PLUGIN", plugin], f"There is no plug-in named {plugin} here.")
         if fn == "leftovers":
-            found = await self._leftovers.find() + await self._locked(call)
+            found = await self._leftovers.find() + await self._left(call)
             return json.dumps([{key: getattr(one, key) for key in _TOLD} for one in found])
         if fn == "remove_leftovers":
-            more = partial(self._locked, call)
+            more = partial(self._left, call)
             removed, failed = await self._leftovers.remove(_names(args.get("names", "")), more)
             return json.dumps({"removed": removed, "failed": failed})
         if fn == "in_doubt":
-            lost = self._elsewhere.in_doubt() if self._elsewhere is not None else []
-            return json.dumps(self._engine.in_doubt() + lost)
+            return json.dumps(self._engine.in_doubt() + [vm for one in self._elsewhere for vm in one.in_doubt()])
+        if fn == "in_doubt_receiving":
+            return json.dumps([vm for one in self._elsewhere if one.receiving for vm in one.in_doubt()])
         if fn == "force_settle":
             if args.get("outcome") not in OUTCOMES:
                 raise InvalidValue("outcome", args.get("outcome", ""))
@@ -65,14 +69,14 @@ class PluginCalls:
             return ""
         raise RemoteError(["UNKNOWN_XENAPI_PLUGIN_FUNCTION", fn], f"The plug-in {plugin} has no function named {fn}.")
 
-    async def _locked(self, call: CallContext) -> list[Leftover]:
-        return await self._elsewhere.locked(call.session) if self._elsewhere is not None else []
+    async def _left(self, call: CallContext) -> list[Leftover]:
+        return [leftover for one in self._elsewhere for leftover in await one.left(call.session)]
 
     async def _settle(self, call: CallContext, vm: str, outcome: Outcome) -> None:
-        elsewhere = self._elsewhere
-        doubtful = elsewhere is not None and vm in [*self._engine.in_doubt(), *elsewhere.in_doubt()]
-        if elsewhere is None or not doubtful or not await elsewhere.settle(vm, outcome, call.session):
-            await self._engine.settle(vm, outcome)
+        for one in self._elsewhere:
+            if vm in [*self._engine.in_doubt(), *one.in_doubt()] and await one.settle(vm, outcome, call.session):
+                return
+        await self._engine.settle(vm, outcome)
 
 
 def _names(text: str) -> list[str]:

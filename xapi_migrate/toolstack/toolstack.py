@@ -31,7 +31,7 @@ from xapi_migrate.toolstack.networks import REFUSE, Networks
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.placement import Placement
 from xapi_migrate.toolstack.placement_calls import AskOffer, PlacementCalls
-from xapi_migrate.toolstack.plugin_calls import LocksElsewhere, PluginCalls
+from xapi_migrate.toolstack.plugin_calls import Elsewhere, PluginCalls
 from xapi_migrate.toolstack.running_records import RunningRecords
 from xapi_migrate.toolstack.send_calls import Receiver, SendCalls
 from xapi_migrate.toolstack.sender_checks import SenderChecks
@@ -178,8 +178,8 @@ def register_migration_calls(
 
 def register_plugin_calls(
     server: XenAPIServer, engine: Engine, host: Host, toolstack: Toolstack, services: SMServices,
-    elsewhere: LocksElsewhere | None = None,
+    *elsewhere: Elsewhere, lent: bool = False,
 ) -> None:  # fmt: skip
-    """host.call_plugin."""
-    leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref)
-    server.dispatcher.register(PluginCalls(engine, leftovers, elsewhere))
+    """host.call_plugin. `lent`: images are another toolstack's."""
+    leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref, lent)
+    server.dispatcher.register(PluginCalls(engine, leftovers, *elsewhere))

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 from twisted.logger import Logger
 
-from ..errors import MigrateError, RemoteError
+from ..errors import MigrateError, OperationNotAllowed, RemoteError
 from .client import UpstreamClient
 from .lease import BLOCKED
 from .notes import Notes
@@ -61,9 +61,12 @@ class Arrivals:
         self._clock = clock
         self._notes = Notes(folder, Arrival)
         self._settling: set[str] = set()
+        self.waiting: dict[str, str] = {}
+        """By the ids of those that the upstream was to be told of and could not be yet: why."""
         self.known = self._notes.known
         self.load = self._notes.load
         self.save = self._notes.save
+        self.unreadable = self._notes.leftovers
 
     async def lock(self, arrival: Arrival) -> None:
         """Find the VM that was imported and lock it. UpstreamSilent, RemoteError."""
@@ -78,26 +81,43 @@ class Arrivals:
     async def settle(self, arrival: Arrival, session: str = "") -> bool:
         """Hand the VM to its owner, or remove all of it; by `session`, or that of VM.receive. False: it could not be
         done yet, or is just being done. Never anything for a VM of which nothing is decided."""
-        session = session or arrival.session
-        if arrival.id in self._settling:
+        if arrival.state not in (ARRIVED, GIVEN_UP) or arrival.id in self._settling:
             return False
+        try:
+            await self.conclude(arrival, session or arrival.session)
+        except RemoteError as refusal:
+            why = refusal.failure()[0]  # not its whole text: it may name the session
+        except (MigrateError, OSError) as failure:
+            why = str(failure)
+        else:
+            return True
+        self.waiting[arrival.id] = why
+        log.warn("The toolstack's VM {vm} waits: {why}", vm=arrival.uuid, why=why)
+        return False
+
+    async def conclude(self, arrival: Arrival, session: str) -> None:
+        """Hand the VM to its owner, or remove all of it: only where that is decided. RemoteError, UpstreamSilent,
+        OSError, OperationNotAllowed: it could not be done yet."""
+        assert arrival.state in (ARRIVED, GIVEN_UP), arrival.id
+        if arrival.id in self._settling:
+            raise OperationNotAllowed(f"The toolstack is just being told what becomes of VM {arrival.uuid}.")
         self._settling.add(arrival.id)
         try:
             if arrival.state == ARRIVED:
                 await self._hand_over(arrival, session)
-            elif arrival.state != GIVEN_UP or not await self._removed(arrival, session):
-                return False
+            else:
+                await self._remove(arrival, session)
             await self._notes.forget(arrival)
-        except RemoteError as refusal:
-            # not its whole text: it may name the session
-            log.warn("The toolstack's VM {vm} waits: {code}", vm=arrival.uuid, code=refusal.failure()[0])
-            return False
-        except (MigrateError, OSError) as why:
-            log.warn("The toolstack's VM {vm} waits: {why}", vm=arrival.uuid, why=str(why))
-            return False
+            self.waiting.pop(arrival.id, None)
         finally:
             self._settling.discard(arrival.id)
-        return True
+
+    async def there(self, arrival: Arrival, session: str) -> list[str]:
+        """What was made of it at the upstream and is there now, for people. RemoteError, UpstreamSilent."""
+        found = await self._find(arrival, session)
+        vdis = [vdi for sr in arrival.srs for vdi in await self._vdis(arrival, session, sr)]
+        vms = [] if found is None else [f"the {'template' if found[1].get('is_a_template') else 'VM'} {arrival.uuid}"]
+        return vms + [f"VDI {await self._client.call('VDI.get_uuid', session, vdi)!s:.60}" for vdi in vdis]
 
     async def settle_all(self, session: str = "") -> None:
         """Whatever can be settled now."""
@@ -121,17 +141,19 @@ class Arrivals:
         for key in (HIDDEN, MARK):
             await self._client.call("VM.remove_from_other_config", session, vm, key)
 
-    async def _removed(self, arrival: Arrival, session: str) -> bool:
-        """False while the import may still be under way."""
+    async def _remove(self, arrival: Arrival, session: str) -> None:
+        """OperationNotAllowed while the import may still be under way."""
         if not await self._import_is_over(arrival, session):
-            return False
+            raise OperationNotAllowed(
+                f"The toolstack may still be importing VM {arrival.uuid}: its task is pending. After"
+                f" {IMPORT_SECONDS / 60:.0f} minutes it is not waited for any more."
+            )
         found = await self._find(arrival, session)
         if found is not None:
             await self._destroy(arrival, session, found[0])
         for sr in arrival.srs:
             for vdi in await self._vdis(arrival, session, sr):
                 await self._client.tolerant("VDI.destroy", session, vdi)
-        return True
 
     async def _destroy(self, arrival: Arrival, session: str, vm: str) -> None:
         """Nobody starts it meanwhile. One that is Suspended is Halted before, which takes its image along, and for

@@ -67,6 +67,7 @@ class Leases:
         self.known = self._notes.known
         self.load = self._notes.load
         self.save = self._notes.save
+        self.unreadable = self._notes.leftovers
 
     async def take(self, vm: str, uuid: str, session: str, vdis: list[str]) -> Lease:
         """Lock the VM and its disks; it is `active` then. RemoteError, and then it is not locked."""

@@ -194,9 +194,11 @@ class UpstreamMoves:
 
     # -- what an administrator may ask and say -----------------------------------------------------
 
-    async def locked(self, session: str) -> list[Leftover]:
+    receiving = False
+
+    async def left(self, session: str) -> list[Leftover]:
         """VMs that stay locked because the toolstack could not be told how it ended; `session` removes."""
-        return [
+        return self._leases.unreadable() + [
             Leftover("lock", lease.name, *_TOLD[lease.state], partial(self._leases.undo, lease, session))
             for lease in self._leases.known.values() if lease.state != MOVING and lease.id not in self._leases.active
         ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -12,6 +13,9 @@ import attrs
 from twisted.logger import Logger
 
 from ..processes.in_thread import in_thread
+from ..toolstack.leftovers import Leftover
+
+DRAFT = ".new"
 
 
 class Note(attrs.AttrsInstance, Protocol):
@@ -32,17 +36,30 @@ class Notes(Generic[N]):
         self._folder = folder
         self._kind = kind
         self.known: dict[str, N] = {}
+        self.unreadable: list[Path] = []
+        """Files of which it is not known what they tell of."""
 
     async def load(self) -> None:
         """What an earlier daemon left. OSError."""
         await in_thread(self._folder.mkdir, parents=True, exist_ok=True, mode=0o700)
-        for path, text in await in_thread(lambda: [(one, one.read_text()) for one in self._folder.glob("*.json")]):
-            try:
-                note = self._kind(**json.loads(text))
-            except (ValueError, TypeError):
-                self.log.error("{path} cannot be read: a VM of the toolstack may stay locked", path=path)
-                continue
-            self.known[note.id] = note
+        notes, self.unreadable = await in_thread(read_notes, self._folder, self._kind)
+        for path in self.unreadable:
+            self.log.error("{path} cannot be read: a VM of the toolstack may stay locked", path=path)
+        self.known.update((note.id, note) for note in notes)
+
+    def leftovers(self) -> list[Leftover]:
+        """The files that cannot be read, as what is left behind."""
+        return [
+            Leftover("note", f"{path.parent.name}/{path.name}",
+                     "it cannot be read, so it is not known what waits at the toolstack",
+                     "the file goes, and nothing else: what it told of stays at the toolstack, under this id",
+                     partial(self._drop, path))
+            for path in self.unreadable
+        ]  # fmt: skip
+
+    async def _drop(self, path: Path) -> None:
+        await in_thread(path.unlink, missing_ok=True)
+        self.unreadable.remove(path)
 
     async def save(self, note: N) -> None:
         """It is on disk when this fires. OSError."""
@@ -58,8 +75,22 @@ class Notes(Generic[N]):
         return self._folder / f"{note.id}.json"
 
 
+def read_notes(folder: Path, kind: type[N]) -> tuple[list[N], list[Path]]:
+    """Those of a folder, and the files that hold none. Drafts that were never finished go. OSError."""
+    notes: list[N] = []
+    unreadable: list[Path] = []
+    for draft in folder.glob(f"*{DRAFT}"):
+        draft.unlink(missing_ok=True)
+    for path in sorted(folder.glob("*.json")):
+        try:
+            notes.append(kind(**json.loads(path.read_text())))
+        except (ValueError, TypeError, RecursionError):
+            unreadable.append(path)
+    return notes, unreadable
+
+
 def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(".new")
+    draft = path.with_suffix(DRAFT)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
         file.flush()
