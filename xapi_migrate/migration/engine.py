@@ -20,7 +20,6 @@ from ..errors import (
     UriInvalid,
     VdiNotInMap,
     VmBadPowerState,
-    VmMigrateFailed,
 )
 from ..moment import Moment
 from ..refusals import MigrationNotBegun, VmHasNoSuspendVdi
@@ -30,15 +29,15 @@ from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from . import within_pool
-from .host import Host, TaskHandle, TaskRef
-from .incoming import Incoming, Plan
+from .host import Host, TaskHandle
+from .incoming import Incoming
 from .interfaces import IOffers, IReceiving, Outcome
-from .journal import IJournal, Mark, data_of, marked
-from .outgoing import OPTIONS, Outgoing, before_memory, begun_entry, checked_options, from_journal, outgoing_disks
+from .journal import Mark
+from .outgoing import OPTIONS, Outgoing, begun_entry, checked_options, outgoing_disks
 from .phase2_preparation import document_of
-from .phase5_completion import Farewell
 from .queue import Queue
 from .receiving import Receiving
+from .recovery import Recovery
 from .sending import Sending
 from .waiting import tell_place, wait_alone, wait_for_turn
 
@@ -71,10 +70,9 @@ class Engine:
         self._stopped = False
         self._sends = Queue(host.config.sends_at_once)
         self._receives = Queue(host.config.receives_at_once)
-        self._recovered: dict[str, Moment[str]] = {}
-        """How the migrations of an earlier daemon end, by VM."""
         self._later: set[defer.Deferred[None]] = set()
         host.later = self._let_go_on
+        self._recovery = Recovery(host, self._sends, self._expect, self._follow)
         host.domains.watch(self._domain_changed)
 
     # -- the client's calls -------------------------------------------------------------------
@@ -100,8 +98,7 @@ class Engine:
             options=options,
             session=session,
         )
-        receiving = self._incoming[incoming.digest] = Receiving(incoming, self._receives, self._forget_incoming)
-        receiving.offer()
+        self._expect(incoming).offer()
         return self._uris_of(capability)
 
     async def migrate(
@@ -232,7 +229,7 @@ class Engine:
         """The end of the migration of this VM that is under way, or that an earlier daemon's journal told of, as
         `migrate` has it: its ref, or why it stays. None if there is none."""
         under_way = (one.ended for one in self._outgoing.values() if one.migration.vm == vm)
-        ended = next(under_way, None) or self._recovered.get(vm)
+        ended = next(under_way, None) or self._recovery.ended.get(vm)
         return ended.wait() if ended is not None else None
 
     def in_doubt(self) -> list[str]:
@@ -267,14 +264,7 @@ class Engine:
     async def start(self, task_of: Callable[[str, str], TaskHandle]) -> None:
         """Take up what an earlier daemon left, before this one listens: every receiver without a decision has aborted
         when this fires. `task_of(ref, label)` gives the task that the client watches, or a new one."""
-        for journal in await self._host.journals.read():
-            try:
-                if journal.role == "receiver":
-                    await self._recover_incoming(journal, task_of)
-                else:
-                    self._recover_outgoing(journal, task_of)
-            except Exception:
-                log.failure("could not take up migration {id} ({role})", id=journal.migration, role=journal.role)
+        await self._recovery.take_up_all(task_of)
 
     async def stop(self) -> None:
         """Let go of everything, undo nothing. What waits its turn ends, for it could not be found again."""
@@ -288,71 +278,9 @@ class Engine:
         for work in list(self._later):
             work.cancel()
 
-    async def _recover_incoming(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
-        begun = data_of(journal, Mark.BEGUN)
-        story = self._host.story("receiver", journal.migration)
-        story.note("taken up by a restarted daemon")
-        incoming = Incoming(
-            id=journal.migration,
-            host=self._host,
-            story=story,
-            journal=journal,
-            sr=NULL,
-            digest=begun["digest"],
-            options={},
-            document=begun.get("document", "-"),
-        )
-        plan = incoming.plan = Plan.from_json(begun["plan"])
-        if not marked(journal, Mark.ENDED):
-            # Until it is completed or gone the hidden VM is nobody else's.
-            incoming.task = task_of(begun.get("task", ""), f"VM.receive: {plan.name or plan.final_uuid}")
-            if plan.vm in self._host.records.refs("VM"):
-                self._host.toolstack.retake_operation(plan.vm, "import", incoming.task.ref)
-        receiving = self._incoming[begun["digest"]] = Receiving(incoming, self._receives, self._forget_incoming)
-        await receiving.recover()
-        await receiving.taken_up()
-
-    def _recover_outgoing(self, journal: IJournal, task_of: Callable[[str, str], TaskHandle]) -> None:
-        begun = data_of(journal, Mark.BEGUN)
-        story = self._host.story("sender", journal.migration)
-        story.note("taken up by a restarted daemon")
-        if marked(journal, Mark.ENDED):
-            outcome = Outcome.COMMITTED if marked(journal, Mark.COMMITTED) else Outcome.ABORTED
-            peer = self._host.peers(begun["uris"])
-            over = self._recovered[begun["vm"]] = Moment()
-            untold = TaskRef(begun["task"])  # it was not yet told, if it is pending
-            if outcome is Outcome.COMMITTED:
-                over.happen(begun["vm"])
-                self._host.tasks.succeed(untold, begun["vm"])
-            else:
-                phase = 5 if marked(journal, Mark.DONE) else 4 if marked(journal, Mark.MEMORY) else 3
-                undone = f"it was rolled back in phase {phase}, and this host's daemon ended before it could tell why"
-                failed = VmMigrateFailed(begun["vm"], self._host.name, peer.destination, undone)
-                over.fail(failed)
-                self._host.tasks.fail(untold, failed)
-            farewell = Farewell(self._host, story, journal, peer, outcome)
-            self._let_go_on(farewell.take_leave(told=False))
-            return
-        task = task_of(begun["task"], f"VM.migrate: {begun['vm_name']}")
-        outgoing = from_journal(self._host, journal, task, story)
-        if self._is_ours(outgoing.vm, task.ref):
-            self._host.toolstack.retake_operation(outgoing.vm, "migrate_send", task.ref)
-        if before_memory(journal):
-            outgoing.turn = self._sends.join()  # it had it before, and does not wait for it again
-        sending = self._follow(outgoing)
-        self._recovered[outgoing.vm] = sending.ended
-        ended = sending.ended.wait()
-        ended.addCallbacks(
-            lambda vm: self._host.tasks.succeed(task, vm), lambda failure: self._host.tasks.fail(task, failure.value)
-        )
-        sending.recover()
-
-    def _is_ours(self, vm: str, task: str) -> bool:
-        """Whether the VM is there, and not at another member that it has reached meanwhile."""
-        if not self._host.records.has("VM", vm):
-            return False
-        record = self._host.records.get("VM", vm)
-        return record["resident_on"] in (NULL, self._host.ref) or task in record["current_operations"]
+    def _expect(self, incoming: Incoming) -> Receiving:
+        receiving = self._incoming[incoming.digest] = Receiving(incoming, self._receives, self._forget_incoming)
+        return receiving
 
     def _follow(self, outgoing: Outgoing) -> Sending:
         sending = self._outgoing[outgoing.id] = Sending(outgoing)
