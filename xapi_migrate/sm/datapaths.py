@@ -172,12 +172,16 @@ class Datapaths:
     async def _start(self, of: DatapathOf) -> Datapath:
         folder = self._folder / of.vdi
         await self._clear(folder)
+        daemon = None
         try:
             await self.image_attach(of.sr, of.vdi)
             daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
             datapath = Datapath(daemon, of, {})
             await datapath.build()
         except BaseException as failure:
+            if daemon is not None:
+                await daemon.end()
+            await self._clear(folder)
             await self.image_detach(of.sr, of.vdi)
             if isinstance(failure, (OSError, ConnectionError, TimeoutError, defer.TimeoutError, QMPError)):
                 raise SrBackendFailure(f"attaching VDI {of.vdi}", str(failure)) from failure

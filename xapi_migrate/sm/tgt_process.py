@@ -63,8 +63,8 @@ class TgtProcess:
             )
         except OSError as failure:
             raise SrBackendFailure("the iSCSI target", f"tgtd cannot be started: {failure}") from failure
-        await self._until_it_answers()
         try:
+            await self._until_it_answers()
             await self._require_portal(portal)
         except BaseException:
             await self.kill()
