@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import pytest_twisted
 import XenAPI
-from twisted.internet import threads
+from twisted.internet import defer, threads
 
 from tests.upstream.beside import Two, begin, beside, halted_vm, offer, session_of, world
+from tests.upstream.test_doctor import ask
+from xapi_migrate.migration.journal import Entry, Mark
+from xapi_migrate.testing.memory_journals import MemoryJournal
 from xapi_migrate.upstream.lease import BLOCKED
 
 
@@ -97,7 +100,9 @@ async def test_what_is_refused_leaves_no_trace(kind: str, tmp_path: Path) -> Non
             two.source.records.update("VM", vm, **{field: False})
         two.source.records.update("VDI", vdis[0], sm_config={"vhd-parent": "x"})
         await threads.deferToThread(refused, "OPERATION_NOT_ALLOWED", vm, uris)
-        two.source.records.update("VDI", vdis[0], sm_config={})
+        two.source.records.update("VDI", vdis[0], sm_config={}, other_config={"xapi_migrate_arrival": "x"})
+        await threads.deferToThread(refused, "OPERATION_NOT_ALLOWED", vm, uris)
+        two.source.records.update("VDI", vdis[0], other_config={})
         two.source.records.update("VM", vm, blocked_operations={"clone": "mine"})
         await threads.deferToThread(refused, "MAP_DUPLICATE_KEY", vm, uris)
         assert two.source.records.get("VM", vm)["blocked_operations"] == {"clone": "mine"}
@@ -292,3 +297,52 @@ async def test_a_disk_that_another_vm_got_meanwhile_is_not_sent(kind: str, tmp_p
             await threads.deferToThread(session.xenapi.VM.migrate, vm, uris, {}, {})
         assert here.leases.known == {}
         assert two.source.records.get("VM", vm)["blocked_operations"] == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_an_earlier_attempt_says_nothing_of_a_later_one(kind: str, tmp_path: Path, known: bool) -> None:
+    """The daemon is killed when the VM has moved and before it has written that down; the journal of an earlier
+    migration of the same VM, which came to nothing, is still there."""
+    async with world(tmp_path, kind, stalled=True) as (two, kept):
+        async with beside(two.source, kept) as here:
+            begun = await begin(two, here)
+            journal = kept.journals.all["sender", next(iter(here.engine._outgoing))]
+            save = here.leases.save
+            here.leases.save = lambda lease: defer.Deferred() if lease.state == "moved" else save(lease)
+            here.disks.popitem()[1].stalled = False
+            await two.until(lambda: not kept.journals.all)
+        earlier = MemoryJournal(kept.journals, "sender", "an earlier one")
+        first = journal.entries[0]
+        earlier.entries = [
+            Entry(Mark.BEGUN, {**first.data, "task": "OpaqueRef:an-earlier-one"}), Entry(Mark.ABORTED, {}),
+            Entry(Mark.ENDED, {}),
+        ]  # fmt: skip
+        kept.journals.all = {("sender", one.migration): one for one in ([journal] * known + [earlier])}
+        async with beside(two.source, kept) as here:
+            if known:
+                await two.until(lambda: not here.leases.known)
+                assert two.source.records.refs("VM") == []
+            else:
+                assert await threads.deferToThread(lambda: ask(session_of(here), "in_doubt")) == [begun.uuid]
+                assert set(two.source.records.get("VM", begun.vm)["blocked_operations"]) == set(BLOCKED)
+
+
+@pytest.mark.parametrize("what", ["snapshot", "VBD"])
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_somebody_else_uses_by_now_stays(kind: str, tmp_path: Path, what: str) -> None:
+    """The VM moves; the toolstack keeps that disk."""
+    async with world(tmp_path, kind, stalled=True) as (two, kept), beside(two.source, kept) as here:
+        begun = await begin(two, here)
+        if what == "snapshot":
+            two.source.records.update("VDI", begun.vdis[0], sm_config={"vhd-parent": "x"})
+        else:
+            records: Any = two.source.records
+            create = records.create if kind == "daemon" else records.database.create
+            another = create("VM", name_label="another")
+            create("VBD", VM=another, VDI=begun.vdis[0], mode="RO", type="Disk")
+        here.disks.popitem()[1].stalled = False
+        await two.until(lambda: not here.leases.known)
+        assert here.records.get("task", begun.task)["status"] == "success"
+        assert begun.vm not in two.source.records.refs("VM")
+        assert two.source.records.refs("VDI") == begun.vdis[:1]

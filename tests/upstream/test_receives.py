@@ -69,11 +69,11 @@ async def test_the_daemon_dies_at_a_journal_write(tmp_path: Path, mark: Mark, wh
 
 CALLS = [
     ("network.get_all_records", 1), ("VDI.create", 1), ("VDI.create", 2), ("PUT", 1), ("task.create", 2), ("PUT", 2),
-    ("task.destroy", 2), ("VM.set_blocked_operations", 1), ("VM.set_is_a_template", 1),
+    ("task.destroy", 2), ("VM.set_blocked_operations", 1), ("VBD.get_VM", 2), ("VM.set_is_a_template", 1),
     ("VM.set_blocked_operations", 2), ("VM.remove_from_other_config", 2),
 ]  # fmt: skip
-"""What is asked of the upstream, and the how manieth time; COMMIT comes after the eighth."""
-COMMITTED = CALLS[8:]
+"""What is asked of the upstream, and the how manieth time; COMMIT comes after the ninth."""
+COMMITTED = CALLS[9:]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {call[1]}")
@@ -98,6 +98,8 @@ async def test_the_daemon_dies_when_the_upstream_has_answered(tmp_path: Path, ca
             await w.offer(here)
             await w.nothing_here(here)
             w.at_one()
+            if call[0] != "task.create":  # its answer is lost, so nobody knows of the task
+                assert w.xapi.records("task") == {}
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -115,7 +117,7 @@ async def test_the_upstream_dies_around_a_call(tmp_path: Path, call: tuple[str, 
 
         w.at(here, *call, cut_off, after)
         task = await w.migrate(uris)
-        committed = call in COMMITTED or (call == CALLS[7] and after)
+        committed = call in COMMITTED or (call == CALLS[8] and after)
         assert await w.over(task) == ("success" if committed else "failure")
         assert cut
         w.locked_if_there(committed)
@@ -281,6 +283,48 @@ async def test_another_of_its_uuid_that_comes_meanwhile_is_left_alone(tmp_path: 
         await w.nothing_here(here)
         assert [vm["name_label"] for vm in w.xapi.records("VM").values()] == ["it is there already"]
         assert w.xapi.memory == {}
+
+
+def _disk_destroyed(w: World) -> None:
+    w.xapi.database.VDI_destroy(next(iter(w.xapi.records("VDI"))))
+
+
+def _disk_taken(w: World) -> None:
+    another = w.xapi.database.create("VM", name_label="another", is_a_template=False)
+    w.xapi.database.create("VBD", VM=another, VDI=next(iter(w.xapi.records("VDI"))), mode="RW", type="Disk")
+
+
+@pytest.mark.parametrize("call", [("PUT", 1), ("PUT", 2), ("VM.set_blocked_operations", 1)])
+@pytest.mark.parametrize("act", [_disk_destroyed, _disk_taken])
+@pytest_twisted.ensureDeferred
+async def test_it_does_not_arrive_without_a_disk_that_is_its_own(
+    tmp_path: Path, act: Callable[[World], None], call: tuple[str, int]
+) -> None:
+    """Somebody destroys a VDI that is being received, or gives it to another VM."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        w.at(here, *call, lambda: act(w), after=True)
+        task = await w.migrate(uris)
+        assert await w.over(task) == "failure"
+        w.stayed()
+        await w.nothing_here(here)
+        assert w.uuid not in [vm["uuid"] for vm in w.xapi.records("VM").values()]
+        assert w.xapi.records("VDI") == {} and w.xapi.memory == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_block_of_ours_is_left_where_somebody_has_taken_one_away(tmp_path: Path) -> None:
+    """The VM waits, locked, because the session has ended. What others have blocked meanwhile stays blocked."""
+    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+        w.kept.journals.after = lambda _, mark: w.xapi.records("session").clear() if mark is Mark.COMMITTED else None
+        assert await w.over(await w.migrate(uris)) == "success"
+        [(ref, vm)] = w.xapi.records("VM").items()
+        kept = {operation: why for operation, why in vm["blocked_operations"].items() if operation != "start"}
+        w.xapi.database.update("VM", ref, blocked_operations={**kept, "pool_migrate": "theirs"})
+        await w.offer(here)
+        await w.nothing_here(here)
+        assert w.arrived()["blocked_operations"] == {"clone": "mine", "pool_migrate": "theirs"}
 
 
 @pytest_twisted.ensureDeferred

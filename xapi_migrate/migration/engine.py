@@ -225,11 +225,10 @@ class Engine:
                 return
         raise OperationNotAllowed(f"No migration of a VM {vm} is under way on this host.")
 
-    def ending(self, vm: str) -> defer.Deferred[str] | None:
-        """The end of the migration of this VM that is under way, or that an earlier daemon's journal told of, as
-        `migrate` has it: its ref, or why it stays. None if there is none."""
-        under_way = (one.ended for one in self._outgoing.values() if one.migration.vm == vm)
-        ended = next(under_way, None) or self._recovery.ended.get(vm)
+    def ending(self, vm: str, task: str) -> defer.Deferred[str] | None:
+        """The end of the migration of this VM that an earlier daemon began with this task, as `migrate` has it: its
+        ref, or why it stays. None if no journal tells of it."""
+        ended = self._recovery.ended.get((vm, task))
         return ended.wait() if ended is not None else None
 
     def in_doubt(self) -> list[str]:

@@ -34,8 +34,9 @@ class Recovery:
     sends: Queue
     expect: Callable[[Incoming], Receiving]
     follow: Callable[[Outgoing], Sending]
-    ended: dict[str, Moment[str]] = attrs.Factory(dict)
-    """How the migrations that an earlier daemon sent end, by VM: its ref, or why it stays."""
+    ended: dict[tuple[str, str], Moment[str]] = attrs.Factory(dict)
+    """How the migrations that an earlier daemon sent end, by VM and task: the VM's ref, or why it stays. Of one VM
+    there may be several, because receivers have not yet acknowledged how earlier ones ended."""
 
     async def take_up_all(self, task_of: TaskOf) -> None:
         """Every receiver without a decision goes on or has aborted when this fires; senders go on meanwhile."""
@@ -79,7 +80,7 @@ class Recovery:
         begun = data_of(journal, Mark.BEGUN)
         outcome = Outcome.COMMITTED if marked(journal, Mark.COMMITTED) else Outcome.ABORTED
         peer = self.host.peers(begun["uris"])
-        over = self.ended[begun["vm"]] = Moment()
+        over = self.ended[begun["vm"], begun["task"]] = Moment()
         untold = TaskRef(begun["task"])  # it was not yet told, if it is pending
         if outcome is Outcome.COMMITTED:
             over.happen(begun["vm"])
@@ -101,7 +102,7 @@ class Recovery:
         if before_memory(journal):
             outgoing.turn = self.sends.join()  # it had it before, and does not wait for it again
         sending = self.follow(outgoing)
-        self.ended[outgoing.vm] = sending.ended
+        self.ended[outgoing.vm, begun["task"]] = sending.ended
         sending.ended.wait().addCallbacks(
             lambda vm: self.host.tasks.succeed(task, vm), lambda failure: self.host.tasks.fail(task, failure.value)
         )

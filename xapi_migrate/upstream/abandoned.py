@@ -12,10 +12,10 @@ from pathlib import Path
 from ..migration.interfaces import Outcome
 from ..processes.in_thread import in_thread
 from ..toolstack.leftovers import Leftover
-from .arrival import MARK, Arrival
+from .arrival import Arrival
 from .lease import Lease
 from .notes import read_notes
-from .reading import OURS
+from .reading import MARK, OURS
 
 ARRIVALS, LEASES = "arrivals", "upstream"
 """Their folders in the state folder."""

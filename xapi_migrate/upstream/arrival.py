@@ -20,10 +20,8 @@ from ..errors import MigrateError, OperationNotAllowed, RemoteError
 from .client import UpstreamClient
 from .lease import BLOCKED
 from .notes import Notes
-from .reading import OURS
+from .reading import MARK, OURS
 
-MARK = "xapi_migrate_arrival"
-"""The key of other_config with the migration's id."""
 HIDDEN = "HideFromXenCenter"
 RECEIVING, IMPORTING, ARRIVED, GIVEN_UP = "receiving", "importing", "arrived", "given up"
 IMPORT_SECONDS = 600.0
@@ -35,8 +33,9 @@ log = Logger()
 @attrs.define
 class Arrival:
     """`id` is the migration's, `uuid` the VM's. `state`: receiving (VDIs are made), importing (the VM may be there),
-    arrived (COMMIT is written), given up. `blocked`: the operations that its owner has blocked. `task`: that of the
-    import, begun at the second `begun` of the host's clock. `vm`: its ref at the upstream, once that is known."""
+    arrived (COMMIT is written), given up. `blocked`: the operations that its owner has blocked. `rehearsal`: the task
+    of the import that is only tried. `task`: that of the import, begun at the second `begun` of the host's clock. `vm`:
+    its ref at the upstream, once that is known."""
 
     id: str
     uuid: str
@@ -47,6 +46,7 @@ class Arrival:
     task: str = ""
     begun: float = 0.0
     vm: str = ""
+    rehearsal: str = ""
 
     @property
     def reason(self) -> str:
@@ -136,13 +136,17 @@ class Arrivals:
                 await self._client.tolerant("VDI.remove_from_other_config", session, vdi, MARK)
         if record.get("is_a_template"):
             await self._client.call("VM.set_is_a_template", session, vm, False)
-        if (record.get("blocked_operations") or {}).get("start") == arrival.reason:
-            await self._client.call("VM.set_blocked_operations", session, vm, arrival.blocked)
+        blocked = record.get("blocked_operations") or {}
+        others = {operation: why for operation, why in blocked.items() if why != arrival.reason}
+        if others != blocked:
+            await self._client.call("VM.set_blocked_operations", session, vm, {**arrival.blocked, **others})
         for key in (HIDDEN, MARK):
             await self._client.call("VM.remove_from_other_config", session, vm, key)
 
     async def _remove(self, arrival: Arrival, session: str) -> None:
         """OperationNotAllowed while the import may still be under way."""
+        if arrival.rehearsal:
+            await self._client.tolerant("task.destroy", session, arrival.rehearsal)
         if not await self._import_is_over(arrival, session):
             raise OperationNotAllowed(
                 f"The toolstack may still be importing VM {arrival.uuid}: its task is pending. After"

@@ -13,11 +13,11 @@ from ..migration.metadata_import import IncomingVM
 from ..refusals import OtherVersion
 from ..steps import Step
 from ..store.interfaces import IRecords
-from .arrival import ARRIVED, GIVEN_UP, IMPORTING, MARK, Arrival, Arrivals
+from .arrival import ARRIVED, GIVEN_UP, IMPORTING, Arrival, Arrivals
 from .client import UpstreamClient
 from .images import can_resume, image_form
 from .metadata import archive_of, begin_import, import_metadata
-from .reading import sr_here
+from .reading import MARK, sr_here
 from .refusals import SessionOver, UpstreamRefuses, UpstreamSilent
 from .shadow import Shadows
 
@@ -100,7 +100,9 @@ class UpstreamKeeper:
 
     async def rehearse(self, migration: Incoming) -> None:
         arrival = self._arrivals.known[migration.id]
-        await self._import(migration, arrival, await self._begin(arrival), dry_run=True)
+        arrival.rehearsal = await self._begin(arrival)
+        await self._arrivals.save(arrival)
+        await self._import(migration, arrival, arrival.rehearsal, dry_run=True)
 
     async def take_over(self, migration: Incoming) -> None:
         arrival = self._arrivals.known[migration.id]
@@ -117,7 +119,17 @@ class UpstreamKeeper:
                 arrival.task = ""  # nobody has to wait for it
             raise
         await _heard("VM.set_blocked_operations", self._arrivals.lock(arrival))
+        await self._check_disks(migration, arrival)
         migration.story.note(f"VM {arrival.uuid} is at the toolstack, locked")
+
+    async def _check_disks(self, migration: Incoming, arrival: Arrival) -> None:
+        """Until now nothing kept others from its VDIs. ImportError_, UpstreamRefuses: one is gone, or another's too."""
+        assert migration.plan is not None
+        for disk in migration.plan.disks:
+            vbds = [] if disk.found else await self._call("VDI.get_VBDs", arrival.session, disk.vdi)
+            vms = [await self._call("VBD.get_VM", arrival.session, vbd) for vbd in vbds]
+            if not disk.found and vms != ([arrival.vm] if disk.vbd else []):
+                raise ImportError_(f"at the toolstack its VDI {disk.vdi_uuid} is not its own, or not its own alone")
 
     async def complete(self, migration: Incoming) -> None:
         plan, arrival = migration.plan, self._arrivals.known.get(migration.id)

@@ -13,11 +13,11 @@ from uuid import uuid4
 import attrs
 from twisted.logger import Logger
 
-from ..errors import MigrateError, RemoteError
+from ..errors import MigrateError, OperationNotAllowed, RemoteError
 from .client import UpstreamClient
 from .notes import Notes
 from .plugs import Plugs
-from .reading import OURS
+from .reading import OURS, read_disk
 
 BLOCKED = (
     "start", "start_on", "clone", "copy", "snapshot", "export", "migrate_send", "make_into_template", "provision",
@@ -33,7 +33,7 @@ class Lease:
     """`state`: held (it is locked, no more), moving (the engine has it), moved (the VM is at the receiver: `destroy`
     and `forget` are VDIs that the upstream is to destroy, or only to forget), kept (somebody has said that it is, and
     nothing else does: all of it stays, and may be destroyed, not started). `forced`: somebody has said so, and the
-    engine is about to believe it."""
+    engine is about to believe it. `task`: that of the migration, once the engine has it."""
 
     id: str
     vm: str
@@ -44,6 +44,7 @@ class Lease:
     forget: list[str] = attrs.Factory(list)
     uuid: str = ""
     forced: bool = False
+    task: str = ""
 
     @property
     def name(self) -> str:
@@ -116,7 +117,7 @@ class Leases:
             await self._unblock(lease, session, ("destroy",))
             await self._destroy(lease, session)
         for vdi in lease.destroy:
-            await self._client.tolerant("VDI.destroy", session, vdi)
+            await self._destroy_disk(lease, session, vdi)
         for vdi in lease.forget:
             await self._client.tolerant("VDI.forget", session, vdi)
 
@@ -130,6 +131,19 @@ class Leases:
             await self._unblock(lease, session, ("hard_shutdown",))
             await self._client.tolerant("VM.hard_shutdown", session, lease.vm)
             await self._client.tolerant("VM.destroy", session, lease.vm)
+
+    async def _destroy_disk(self, lease: Lease, session: str, vdi: str) -> None:
+        """Unless somebody has begun to use it meanwhile: it can be read, cloned and have snapshots all the time."""
+        try:
+            await read_disk(self._client, session, vdi, "")
+        except OperationNotAllowed as why:
+            log.error("VM {vm} has moved, and a disk of it stays here: {why}", vm=lease.name, why=str(why))
+            return
+        except RemoteError as refusal:
+            if refusal.failure()[0] != "HANDLE_INVALID":
+                raise
+            return
+        await self._client.tolerant("VDI.destroy", session, vdi)
 
     async def _blocked(self, lease: Lease, session: str) -> dict[str, str] | None:
         """What is blocked of the VM; None if it is not there."""

@@ -16,8 +16,9 @@ from ..migration.incoming import Plan
 from ..migration.metadata_export import export_objects, version
 from ..migration.metadata_xml import write_value
 from ..store.interfaces import IRecords
-from .arrival import MARK, Arrival
+from .arrival import Arrival
 from .client import UpstreamClient
+from .reading import MARK
 from .refusals import UpstreamSilent
 
 SECONDS = 300.0

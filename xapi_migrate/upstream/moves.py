@@ -44,8 +44,9 @@ class SendingEngine(Protocol):
     ) -> Awaitable[str]:  # fmt: skip
         """The VM's ref when it is at the receiver; any failure but CancelledError: it stays where it was."""
 
-    def ending(self, vm: str) -> defer.Deferred[str] | None:
-        """The end of a migration of this VM that is under way, as `migrate` has it; None if there is none."""
+    def ending(self, vm: str, task: str) -> defer.Deferred[str] | None:
+        """The end of the migration of this VM that an earlier daemon began with this task, as `migrate` has it; None if
+        nothing tells of it."""
 
 
 class UpstreamMoves:
@@ -71,7 +72,7 @@ class UpstreamMoves:
         for lease in list(self._leases.known.values()):
             if lease.state != MOVING:
                 continue
-            ending = self._engine.ending(lease.vm)
+            ending = self._engine.ending(lease.vm, lease.task)
             if ending is None:
                 self.log.error(
                     "It is not known whether VM {vm} of the toolstack has moved: it stays locked. See "
@@ -145,7 +146,7 @@ class UpstreamMoves:
             for vdi in seen.vdis:
                 await read_disk(self._client, call.session, vdi, of.get(vdi, ""))
             await self._shadows.cast(seen)
-            lease.state = MOVING
+            lease.state, lease.task = MOVING, call.task.ref
             await self._leases.save(lease)
         except BaseException:
             lease.state = HELD

@@ -18,6 +18,8 @@ OURS = "xapi_migrate:"
 """What our reasons in blocked_operations begin with."""
 PLUG = "xapi_migrate"
 """In the other_config of a VBD: by which lock it was made, see plugs.py."""
+MARK = "xapi_migrate_arrival"
+"""The key of other_config with the migration's id, of what is received; see arrival.py."""
 _OPERATION = "migrate_send"
 Raw = dict[str, Any]
 
@@ -137,6 +139,8 @@ async def read_disk(client: UpstreamClient, session: str, ref: str, vbd: str) ->
 def _check_disk(ref: str, vdi: Raw, others: bool) -> None:
     if others or vdi.get("sharable"):
         raise OperationNotAllowed(f"The VDI {ref} belongs to other VMs too, which could write to it meanwhile.")
+    if MARK in (vdi.get("other_config") or {}):
+        raise OperationNotAllowed(f"The VDI {ref} is being received from another host.")
     if "vhd-parent" in (vdi.get("sm_config") or {}) or vdi.get("snapshots"):
         raise OperationNotAllowed(f"The image of the VDI {ref} builds on another: it was cloned, or has snapshots.")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.internet import threads
 from zope.interface import implementer
 
-from sm_file.images import SUFFIX, format_of, info_of, make_sparse
+from sm_file.images import SUFFIX, builds_on_another, format_of, info_of, make_sparse
 from xapi_migrate.errors import InvalidValue, SrBackendFailure, SrFull, VdiMissing
 from xapi_migrate.processes.in_thread import in_thread
 from xapi_migrate.refusals import SrOperationNotSupported
@@ -94,6 +94,8 @@ class FileBackend:
         path = await threads.deferToThread(self._find, uuid)
         if path is None:
             raise VdiMissing(self._uuid, uuid)
+        if await threads.deferToThread(builds_on_another, path):
+            raise SrBackendFailure(f"VDI {uuid}", f"the image {path} builds on another")
         return ImageLocation(path, format_of(path))
 
     async def nonce_write(self, name: str, value: str) -> None:

@@ -10,6 +10,7 @@ from xapi_migrate.sm.interfaces import ImageFormat, VDIInfo
 SUFFIX = {ImageFormat.RAW: ".raw", ImageFormat.QCOW2: ".qcow2", ImageFormat.VHD: ".vhd"}
 _QCOW2_MAGIC = b"QFI\xfb"
 _VHD_MAGIC = b"conectix"
+_VHD_DIFFERENCING = (4).to_bytes(4, "big")
 _VHD_SIZED = (b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS", b"wa\0\0")
 """Creators whose VHDs have the size that the footer says; QEMU takes others for as large as their geometry."""
 
@@ -44,6 +45,14 @@ def _vhd_size(footer: bytes) -> int:
     if footer[28:32] in _VHD_SIZED:
         return int.from_bytes(footer[48:56], "big")
     return int.from_bytes(footer[56:58], "big") * footer[58] * footer[59] * 512
+
+
+def builds_on_another(path: Path) -> bool:
+    """Whether it is a differencing VHD: QEMU would show zeroes in the place of what is in its parent."""
+    if format_of(path) is not ImageFormat.VHD:
+        return False
+    with path.open("rb") as file:
+        return file.read(64)[60:64] == _VHD_DIFFERENCING
 
 
 def make_sparse(path: Path, size: int) -> None:

@@ -108,6 +108,18 @@ async def test_a_vhd_of_another_maker_is_as_large_as_its_geometry(tmp_path: Path
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_vhd_that_builds_on_another_is_not_opened(tmp_path: Path) -> None:
+    """QEMU would show zeroes in the place of what is in the other."""
+    backend, vdi = open_sr(tmp_path, format="vhd"), str(uuid.uuid4())
+    await backend.vdi_create(vdi, 8 * MIB)
+    with (tmp_path / f"{vdi}.vhd").open("r+b") as file:
+        file.seek(60)
+        file.write((4).to_bytes(4, "big"))
+    with pytest.raises(SrBackendFailure, match="builds on another"):
+        await backend.vdi_location(vdi)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_vhd_does_not_grow(tmp_path: Path) -> None:
     backend, vdi = open_sr(tmp_path, format="vhd"), str(uuid.uuid4())
     await backend.vdi_create(vdi, MIB)
