@@ -76,6 +76,19 @@ async def test_the_executables_hand_calls_to_the_daemon(short_tmp: Path) -> None
     assert moves.users == ["admin", "admin"]
 
 
+@pytest.mark.parametrize("parameter", ["x" * (400 << 10), "<array><data>" * 200 + "</data></array>" * 200])
+@pytest_twisted.ensureDeferred
+async def test_a_call_that_cannot_be_read_is_not_handed_back_to_xapi(short_tmp: Path, parameter: str) -> None:
+    """It would run the executable again, and so without end."""
+    folder = install(short_tmp)
+    with SimulatedXapi(USERS, path=short_tmp / "xapi") as xapi:
+        call = xml("VM.receive", _session(xapi, "guest"), parameter)
+        async with overlaid(xapi.upstream, local=short_tmp / "state" / "api.sock"):
+            said = await threads.deferToThread(as_xapi_runs_it, folder / "VM.receive", call)
+        assert error_of(said)[0] == "CANNOT_CONTACT_HOST"
+        assert "VM.receive" not in xapi.database.calls
+
+
 def _session(xapi: SimulatedXapi, user: str) -> str:
     return xapi.database.login(user, USERS[user][0], local=False)
 

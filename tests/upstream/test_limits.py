@@ -227,6 +227,21 @@ def test_connections_are_given_out_in_turn_and_within_each_kinds_part() -> None:
     pool.close()
 
 
+def test_a_connection_that_is_being_ended_is_given_to_nobody() -> None:
+    """That it has ended is told a moment later."""
+    clock, endpoint = Clock(), Endpoint()
+    pool = Pool(endpoint, clock, 8, 1.0)  # type: ignore[arg-type]
+    first = pool.get(Kind.CALL)
+    kept = endpoint.come()
+    pool.give_back(kept)
+    clock.advance(KEEP)
+    second = pool.get(Kind.CALL)
+    assert first.called and not second.called and len(endpoint.coming) == 1
+    pool.lost(kept)
+    assert endpoint.come() is second.result  # type: ignore[attr-defined]
+    pool.close()
+
+
 def test_a_trickle_is_no_sign_of_life() -> None:
     clock = Clock()
     cut: list[str] = []

@@ -18,6 +18,8 @@ from tests.upstream.overlaid import USERS, Overlaid, SteeredMoves, overlaid, wit
 from tests.upstream.simulated.server import SimulatedXapi
 from tests.upstream.test_upstream_away import ask
 from tests.wire.raw import Conversation, post, xml
+from xapi_migrate.upstream.peek import Peeked, Wire
+from xapi_migrate.upstream.polls import Wish
 
 WAIT = 40.0
 
@@ -321,3 +323,8 @@ async def test_old_events_of_the_upstream_alone_come_as_they_are(xapi: Simulated
 
     async with view(xapi) as (here, _):
         await threads.deferToThread(work, here)
+
+
+@pytest.mark.parametrize("timeout", [10**400, "x", None, True, [], {}])
+def test_a_time_that_is_none_is_the_upstreams_to_refuse(timeout: Any) -> None:
+    assert Wish.of(Peeked(Wire.JSON, "event.from", ["session", ["task"], "", timeout]), b"/jsonrpc") is None

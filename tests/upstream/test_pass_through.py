@@ -8,15 +8,21 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import threads
+from twisted.internet import reactor, threads
 
 from tests.upstream.overlaid import USERS, digest_of, in_threads, overlaid, read_all, with_client
 from tests.upstream.simulated.server import BLOCK, SimulatedXapi
 from tests.wire.raw import Conversation, post, xml
+from xapi_migrate.errors import MigrateError
+from xapi_migrate.store.records import Records
+from xapi_migrate.upstream.address import parse_upstream
+from xapi_migrate.upstream.opening import stand_beside
+from xapi_migrate.xenapi.own_calls import data_model
 
 DEADLINE = 60.0
 
@@ -275,7 +281,7 @@ async def test_a_hundred_long_polls_and_a_large_export_at_constant_memory(xapi: 
 
 class Deaf:
     """An upstream that reads no bodies and keeps its connections: what is in one is its next request. It answers with
-    the target; to /planted only when something more has come."""
+    the target, and 404 to /xmlrpc; to /planted only when something more has come."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -315,13 +321,15 @@ class Deaf:
                     unread = self._more(connection)
                     if not unread:
                         return
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(target) + target)
+                status = b"404 Not Found" if target == b"/xmlrpc" else b"200 OK"
+                connection.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(target)) + target)
 
 
 PLANTED = b"GET /planted HTTP/1.1\r\nHost: x\r\n\r\n"
 HIDING = [
     b"GET /first HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PLANTED) + PLANTED,
     b"POST http://x/RPC2 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PLANTED) + PLANTED,
+    b"POST /xmlrpc HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PLANTED) + PLANTED,
 ]
 
 
@@ -341,4 +349,18 @@ async def test_what_an_upstream_leaves_unread_is_not_answered_to_another_client(
         async with overlaid(deaf.upstream) as here:
             assert await threads.deferToThread(work, here.address) == b"/own"
     finally:
+        deaf.close()
+
+
+@pytest.mark.parametrize("path", [b"/import_metadata", b"/xmlrpc"])
+@pytest_twisted.ensureDeferred
+async def test_what_it_leaves_unread_of_an_import_is_not_answered_to_another_client(path: bytes) -> None:
+    deaf = Deaf()
+    beside = stand_beside(parse_upstream(deaf.upstream), Records(data_model(), reactor), reactor)
+    try:
+        with suppress(MigrateError):
+            await beside.client.put(path, PLANTED, "session_id=x")
+        assert await beside.client.send(b"/own", b"text/plain", b"", False) == b"/own"
+    finally:
+        beside.pool.close()
         deaf.close()

@@ -74,7 +74,7 @@ class UpstreamClient:
         OperationNotAllowed if the upstream has no such stream, RemoteError if it does not let him; UpstreamSilent, also
         for any other status than 200."""
         request = exchange.request(b"PUT", self._address.netloc, path, b"application/octet-stream", body, cookie)
-        answer = await self._ask(request, False, seconds, Kind.CALL)
+        answer = await self._ask(request, False, seconds, Kind.CALL, keep=False)
         if answer.status in (404, 405, 501):
             raise OperationNotAllowed(f"The toolstack at {self._address} does not know PUT {path.decode()}.")
         if answer.status in _REFUSALS:
@@ -83,8 +83,10 @@ class UpstreamClient:
         if answer.status != 200:
             raise self._silent(f"it answered with status {answer.status}", True)
 
-    async def _ask(self, request: bytes, repeatable: bool, seconds: float | None, kind: Kind) -> exchange.Answer:
-        asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable, kind))
+    async def _ask(
+        self, request: bytes, repeatable: bool, seconds: float | None, kind: Kind, keep: bool = True
+    ) -> exchange.Answer:
+        asked = started(exchange.ask(self._pool, request, ANSWER_LIMIT, repeatable, kind, keep))
         if seconds is not None:
             asked.addTimeout(seconds, self._clock)
         try:

@@ -31,10 +31,11 @@ class Answer:
 
 
 class _Exchange:
-    def __init__(self, pool: Pool, connection: Connection, limit: int) -> None:
+    def __init__(self, pool: Pool, connection: Connection, limit: int, keep: bool) -> None:
         self._pool = pool
         self._connection = connection
         self._limit = limit
+        self._keep = keep
         self._unread = b""
         self._status = 0
         self._persistent = False
@@ -68,7 +69,8 @@ class _Exchange:
         if len(self._content) > self._limit:
             self._fail(NoAnswer(f"its answer is longer than {self._limit} bytes"))
         elif self._body.ended:
-            self._finish(self._persistent and not rest)
+            # after an error the upstream may not have read the request to its end
+            self._finish(self._keep and self._persistent and not rest and self._status == 200)
 
     def ended(self, reason: Failure) -> None:
         if isinstance(self._body, Endless):
@@ -90,14 +92,15 @@ class _Exchange:
         self.done.errback(why)
 
 
-async def ask(pool: Pool, request: bytes, limit: int, repeatable: bool, kind: Kind) -> Answer:
-    """NoAnswer. No time-out: cancel it. A kept connection that ends under a `repeatable` request is replaced once."""
+async def ask(pool: Pool, request: bytes, limit: int, repeatable: bool, kind: Kind, keep: bool = True) -> Answer:
+    """NoAnswer. No time-out: cancel it. A kept connection that ends under a `repeatable` request is replaced once.
+    `keep` False: the answer may come before the upstream has read the request, so nobody uses the connection again."""
     try:
-        return await _once(pool, await _connection(pool, kind, False), request, limit)
+        return await _once(pool, await _connection(pool, kind, False), request, limit, keep)
     except _Ended as ended:
         if not repeatable:
             raise NoAnswer(f"it ended the connection: {ended}") from None
-    return await _once(pool, await _connection(pool, kind, True), request, limit)
+    return await _once(pool, await _connection(pool, kind, True), request, limit, keep)
 
 
 async def _connection(pool: Pool, kind: Kind, fresh: bool) -> Connection:
@@ -109,8 +112,8 @@ async def _connection(pool: Pool, kind: Kind, fresh: bool) -> Connection:
         raise NoAnswer(why_lost(Failure(why)), tried=False) from None
 
 
-def _once(pool: Pool, connection: Connection, request: bytes, limit: int) -> defer.Deferred[Answer]:
-    exchange = _Exchange(pool, connection, limit)
+def _once(pool: Pool, connection: Connection, request: bytes, limit: int, keep: bool) -> defer.Deferred[Answer]:
+    exchange = _Exchange(pool, connection, limit, keep)
     connection.write(request)
     return exchange.done
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import sys
 
+PATH = b"/xapi_migrate/extension"
+"""Where the daemon takes such calls. At the paths of the API it would hand one that it cannot read back to xapi, which
+would start the program again, and so without end."""
 _TEXT = '''#!{python}
 """Hands {name} to the xapi_migrate daemon. Written by xapi-migrate install-extensions."""
 
@@ -42,7 +45,7 @@ def main():
     call = sys.stdin.buffer.read()
     connection = Connection("localhost")
     try:
-        connection.request("POST", "/RPC2", call, {{"Content-Type": "text/xml", "Connection": "close"}})
+        connection.request("POST", {path!r}, call, {{"Content-Type": "text/xml", "Connection": "close"}})
         response = connection.getresponse()
         answer = response.read()
         if response.status != 200:
@@ -66,4 +69,4 @@ def interpreter() -> str:
 
 def program(name: str, socket_path: str, python: str = "") -> str:
     """The text of the executable for the call `name`; the daemon serves its API at `socket_path`."""
-    return _TEXT.format(python=python or interpreter(), name=name, socket=socket_path)
+    return _TEXT.format(python=python or interpreter(), name=name, socket=socket_path, path=PATH.decode())

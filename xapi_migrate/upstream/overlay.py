@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet import defer
 from twisted.logger import Logger
 
 from ..xenapi.dispatch import LIST_METHODS
 from ..xenapi.tasks import description
 from . import peek
 from .address import UpstreamAddress
-from .calls import WANTED, OverlayCalls
+from .calls import NEW_CALLS, OURS, WANTED, OverlayCalls
+from .extension_program import PATH as EXTENSION
 from .front import Mine, Passed, Reply
 from .messages import RequestHead
 from .peek import Wire, wire_of
 from .pool import Pool
 from .refusals import UpstreamSilent
 
+_NOT_OURS = Reply(b"400 Bad Request", b"text/plain", b"This is no call of ours, or too long.\n", True)
 _READING = (".get_", "event.from", "system.")
 _WAITING = frozenset({"event.from", "event.next"})
 
@@ -45,9 +48,11 @@ class Overlay:
     def holds_call(self, head: RequestHead) -> bool:
         if head.method != b"POST" or head.length is None or head.length > self._limit:
             return False
-        return wire_of(head.path) is not None
+        return head.path == EXTENSION or wire_of(head.path) is not None
 
     def decide(self, head: RequestHead, body: bytes, origin: str) -> Mine | Passed:
+        if head.path == EXTENSION:
+            return self._from_extension(body, origin)
         form = wire_of(head.path) if body else None
         if form is None:
             return Passed(head.method in (b"GET", b"HEAD", b"OPTIONS"))
@@ -57,6 +62,15 @@ class Overlay:
         names = peek.names(form, body)
         reading = bool(names) and all(any(word in name for word in _READING) for name in names)
         return Passed(reading, waits=any(name in _WAITING for name in names))
+
+    def _from_extension(self, body: bytes, origin: str) -> Mine:
+        """A call that xapi hands to us: nothing of it goes back there as it is. `body` is "" if it was too long."""
+        call = peek.parse(Wire.XML, body) if body else None
+        if call is None or OURS.get(call.method) not in NEW_CALLS:
+            return Mine(defer.succeed(_NOT_OURS))
+        decided = self.calls.decide(call, b"/RPC2", body, origin)
+        assert isinstance(decided, Mine)
+        return decided
 
     def unanswered(self, head: RequestHead, body: bytes, reason: str, tried: bool) -> Reply:
         error = UpstreamSilent.after(str(self._address), reason, tried)

@@ -52,14 +52,13 @@ class Wish:
         session, classes, token, timeout = call.params
         if not isinstance(session, str) or not isinstance(token, str) or not isinstance(classes, list):
             return None
-        if isinstance(timeout, str):
-            try:
-                timeout = float(timeout)
-            except ValueError:
-                return None
-        if type(timeout) not in (int, float) or not all(isinstance(one, str) for one in classes):
+        if type(timeout) not in (str, int, float) or not all(isinstance(one, str) for one in classes):
             return None
-        return cls(call, path, session, tuple(classes), token, min(max(0.0, float(timeout)), LONGEST))
+        try:
+            seconds = float(timeout)
+        except (ValueError, OverflowError):
+            return None
+        return cls(call, path, session, tuple(classes), token, min(max(0.0, seconds), LONGEST))
 
     @property
     def theirs(self) -> str:

@@ -86,8 +86,9 @@ class Connection(Protocol):
             self.late = self._pool.reactor.callLater(LAST_WORDS, self.abort)
 
     def abort(self) -> None:
-        """Ends at once. Whoever uses it hears no more of it."""
+        """Ends at once. Whoever uses it hears no more of it, and nobody else gets it."""
         self.user = None
+        self._pool.withdraw(self)
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -196,10 +197,14 @@ class Pool:
             self._free.append(connection)
         self._next()
 
-    def lost(self, connection: Connection) -> None:
-        self.connections.discard(connection)
+    def withdraw(self, connection: Connection) -> None:
+        """It is ending, which is told a moment later."""
         if connection in self._free:
             self._free.remove(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self.withdraw(connection)
         if connection.late is not None and connection.late.active():
             connection.late.cancel()
         self._next()

@@ -59,6 +59,7 @@ class Relay:
         self._head = head
         self._opening = opening
         self._body = body
+        self._has_body = bool(head.length)
         self._read_for_sure = body.ended and head.method != b"HEAD" and head.target.startswith(b"/")
         self._repeatable = repeatable
         self._saw = saw
@@ -187,6 +188,7 @@ class Relay:
                 self._pace_client(self._connection.transport)
         else:
             self._persistent = head.persistent
+            self._read_for_sure &= head.status == 200 or not self._has_body
         self._saw()
 
     def _write(self, data: bytes) -> None:
