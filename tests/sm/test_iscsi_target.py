@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
+from twisted.internet import defer, reactor, task
 
 from tests.sm.two_hosts import MIB, QUICK, begin_copy, make_disk, two_hosts, until
 from xapi_migrate.errors import SrBackendFailure
+from xapi_migrate.processes import remains
 from xapi_migrate.sm.addresses import LunAddress, read_address
 from xapi_migrate.sm.interfaces import CopyState, TargetUrl
 from xapi_migrate.sm.iscsi_target import ISCSIService, migration_id
 from xapi_migrate.sm.same_disk import read_identity
 from xapi_migrate.sm.tgt_ipc import Mode, Op, pack
+from xapi_migrate.together import started
 
 pytestmark = pytest.mark.system
 VDI, OTHER = "11111111-2222-3333-4444-555555555555", "11111111-2222-3333-4444-666666666666"
@@ -62,6 +64,22 @@ async def test_luns_of_one_migration_share_target_and_account(tmp_path: Path) ->
         assert len(service.targets()) == 1 and service.alive
         await service.remove_lun("m2", VDI)
         assert not service.alive and service.targets() == []
+    finally:
+        await service.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_given_up_while_tgtd_comes_up_it_is_ended(tmp_path: Path) -> None:
+    service = ISCSIService(reactor, tmp_path / "tgt", QUICK)
+    try:
+        adding = started(service.add_lun("m1", VDI, a_file(tmp_path), "127.0.0.1", scsi_id=VDI))
+        while not service.pid:
+            await task.deferLater(reactor, 0)
+        adding.cancel()
+        with pytest.raises(defer.CancelledError):
+            await adding
+        assert not service.alive and remains.children(tmp_path) == {}
+        assert await service.add_lun("m1", VDI, a_file(tmp_path), "127.0.0.1", scsi_id=VDI)
     finally:
         await service.stop()
 
