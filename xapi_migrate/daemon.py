@@ -152,6 +152,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     daemon.closes(domains.close)
     await domains.open()
     await services.datapaths.when_lost(domains.lose_disk)
+    domains.watch_disks(lambda domain, disk, why: services.datapaths.refused(disk.socket_path, why))
 
     checker = make_checker(config.auth or (f"file:{config.users}",), state_dir, reactor)
     limits = Limits(config.upstream_connections, config.upstream_idle)
@@ -163,6 +164,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     toolstack = make_toolstack(
         server, drivers, make_sr, domains, LinuxBridges(), host, state_dir, reactor, claims, config.without_bridge
     )
+    services.datapaths.waiting = toolstack.disk_waits.of_vdi
     daemon.closes(toolstack.close)
     await toolstack.open()
 

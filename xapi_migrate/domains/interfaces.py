@@ -213,3 +213,8 @@ class IDomainDriver(Interface):
     def watch(callback: Callable[[str, DomainState], None]) -> None:
         """`callback(domain_id, state)` is called whenever a domain changes state by itself (guest
         power-off, crash). Several may watch."""
+
+    def watch_disks(callback: Callable[[str, DomainDisk, str], None]) -> None:
+        """`callback(domain_id, disk, why)` is called each time a disk refuses a request, which keeps the guest waiting:
+        the request is made again and again. `why`: what the disk does and the error, "refuses to write: Input/output
+        error". It is called once more, with "", when the disk takes requests again. Several may watch."""

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from xapi_migrate.domains.interfaces import (
     DomainCapabilities,
+    DomainDisk,
     DomainSpec,
     DomainState,
     IDomainDriver,
@@ -53,6 +54,7 @@ class QEMUDriver:
         self._domains: dict[str, QEMUDomain] = {}
         self._suspensions: dict[str, QEMUSuspension] = {}
         self._watchers: list[Callable[[str, DomainState], None]] = []
+        self._disk_watchers: list[Callable[[str, DomainDisk, str], None]] = []
         self._models = QEMUModels(self._config)
 
     def capabilities(self) -> DomainCapabilities:
@@ -197,12 +199,17 @@ class QEMUDriver:
     def watch(self, callback: Callable[[str, DomainState], None]) -> None:
         self._watchers.append(callback)
 
+    def watch_disks(self, callback: Callable[[str, DomainDisk, str], None]) -> None:
+        self._disk_watchers.append(callback)
+
     # -- inside -------------------------------------------------------------------------------
 
     def _new(self, domain_id: str) -> QEMUDomain:
         if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", domain_id):
             raise self._error(domain_id, "be made", "its id is not one")
-        domain = QEMUDomain(self._reactor, self._root / domain_id, domain_id, self._config, self._host, self._tell)
+        domain = QEMUDomain(
+            self._reactor, self._root / domain_id, domain_id, self._config, self._host, self._tell, self._tell_disk
+        )
         self._domains[domain_id] = domain
         return domain
 
@@ -233,3 +240,10 @@ class QEMUDriver:
                 watcher(domain_id, state)
             except Exception:
                 self.log.failure("a watcher of domains failed")
+
+    def _tell_disk(self, domain_id: str, disk: DomainDisk, why: str) -> None:
+        for watcher in list(self._disk_watchers):
+            try:
+                watcher(domain_id, disk, why)
+            except Exception:
+                self.log.failure("a watcher of disks failed")

@@ -89,6 +89,7 @@ class QEMUDomain:
         config: QEMUConfig,
         host: Callable[[], str],
         tell: Callable[[str, DomainState], None],
+        tell_disk: Callable[[str, DomainDisk, str], None] = lambda domain_id, disk, why: None,
     ) -> None:
         self.reactor = reactor
         self.folder = folder
@@ -101,7 +102,7 @@ class QEMUDomain:
         self.why = ""
         """See IDomainDriver.why."""
         self._ended_for = ""
-        self.refusals = Refusals(self)
+        self.refusals = Refusals(self, tell_disk)
         self._host = host
         self._tell = tell
         self._qmp: qmp.QMP | None = None

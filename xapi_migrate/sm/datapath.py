@@ -75,13 +75,19 @@ class DatapathOf:
 class Datapath:
     """Made by `Datapaths`. Calls of several users are put in order."""
 
-    def __init__(self, daemon: StorageDaemon, of: DatapathOf, users: dict[str, bool], closed: bool = True) -> None:
+    def __init__(
+        self, daemon: StorageDaemon, of: DatapathOf, users: dict[str, bool], closed: bool = True, lost: bool = False
+    ) -> None:
         self.daemon = daemon
         self.of = of
         self.users = users
         """user -> whether active"""
         self.closed = closed
         """The image is closed for certain: the process has nothing of it in memory."""
+        self.lost = lost
+        """Writes that it had taken may be lost, for a flush has failed."""
+        self.doubtful = False
+        """It has refused a request, and whether a flush has failed is being found out."""
         self.gate = Gate(daemon, of.vdi, of.location, of.virtual_size, of.read_only, of.turn)
         self._lock = defer.DeferredLock()
 
@@ -148,6 +154,11 @@ class Datapath:
                 raise
             self.save()
 
+    def can_be_revived(self) -> bool:
+        """See the function."""
+        doubt = self.lost or self.doubtful
+        return not doubt and can_be_revived(self.of, self.users, self.closed)
+
     async def deactivate(self, user: str) -> None:
         """Nothing of this user reaches the image any more when this fires; the image is closed if it was the last."""
         async with self._order("deactivate"):
@@ -174,6 +185,14 @@ class Datapath:
         """After the copy: the domain is as fast as before. Repeatable, also after a restart of the daemon."""
         async with self._order("slow down no longer"):
             await self.gate.drop_brake(bool(self.users.get(DOMAIN)))
+
+    async def flush_failed(self) -> bool:
+        """Whether a flush has failed, after which none will succeed; `lost` then says so. SrBackendFailure."""
+        async with self._order("flush"):
+            if await self.gate.flush_fails():
+                self.lost = True
+                self.save()
+            return self.lost
 
     async def end_view(self) -> None:
         """Deactivate "target" but leave the image open: the domain's activation is next, and a guest waits for it."""
@@ -260,17 +279,19 @@ class Datapath:
             self._lock.release()
 
     def save(self) -> None:
-        save_state(self.daemon.folder, Kept(self.of, self.users, self.closed))
+        save_state(self.daemon.folder, Kept(self.of, self.users, self.closed, lost=self.lost))
 
 
 @attrs.frozen
 class Kept:
-    """What a restarted daemon has to know. `dying`: whatever runs there does not yet show the image as it should."""
+    """What a restarted daemon has to know. `dying`: whatever runs there does not yet show the image as it should.
+    `lost`: see Datapath."""
 
     of: DatapathOf
     users: dict[str, bool]
     closed: bool
     dying: bool = False
+    lost: bool = False
 
 
 def save_state(folder: Path, kept: Kept) -> None:
@@ -294,7 +315,7 @@ def read_state(folder: Path) -> Kept | None:
     """What `save_state` has kept."""
     try:
         kept = json.loads((folder / STATE).read_text())
-        closed, dying = bool(kept.get("closed")), bool(kept.get("dying"))
-        return Kept(DatapathOf(**kept["of"]), dict(kept["users"]), closed, dying)
+        closed, dying, lost = (bool(kept.get(name)) for name in ("closed", "dying", "lost"))
+        return Kept(DatapathOf(**kept["of"]), dict(kept["users"]), closed, dying, lost)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -174,6 +174,18 @@ class Gate:
         """Flush and close the image; nothing may use it any more."""
         await self._daemon.drop_nodes("fence", _BRAKE, self.nodes.image, self.nodes.file)
 
+    async def flush_fails(self) -> bool:
+        """Whether a flush of the open image's file or device fails, now or ever before. QEMU lets no other flush of it
+        succeed then: the kernel may have dropped what it could not write, and the next fsync(2) would say nothing of
+        it. To reopen a node flushes it. Not of an ImageNode, where no kernel is in between."""
+        if isinstance(self._location, ImageNode) or not await self._daemon.has_node(self.nodes.file):
+            return False
+        try:
+            await self._daemon.reopen_node(**self._file(self.nodes, self._location))
+        except QMPError as failure:
+            return "Error flushing" in str(failure)
+        return False
+
     async def image_is_open(self) -> bool:
         """Whether this process holds the image."""
         return self.nodes.image in await self._daemon.nodes()

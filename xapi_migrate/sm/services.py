@@ -165,6 +165,7 @@ class SMServices:
 
     async def stop(self) -> None:
         """End everything that is alive, copies first. For the administrator and for tests."""
+        self.datapaths.rest()
         self.flushing.let_go()
         await self.behind.all_done()
         for copy in self.copies.all():

@@ -13,6 +13,12 @@ class SMTimeouts:
     backend: float = 120.0
     # From starting a qemu-storage-daemon or tgtd until it answers.
     start: float = 10.0
+    # Between two attempts to start a datapath in the place of one that died: the first pause. It doubles each time.
+    revive: float = 1.0
+    # The longest such pause.
+    revive_at_most: float = 30.0
+    # As long has a datapath that was started so to live before its disk is said to work again.
+    revived: float = 5.0
     # One command to a datapath or a copier. Draining a busy disk counts, so it is generous.
     command: float = 60.0
     # Reading the identity of a LUN for the same-disk test.

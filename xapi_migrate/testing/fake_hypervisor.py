@@ -162,6 +162,7 @@ class FakeDriver:
     def __init__(self, hypervisor: FakeHypervisor) -> None:
         self.hypervisor = hypervisor
         self._watchers: list[Callable[[str, DomainState], None]] = []
+        self._disk_watchers: list[Callable[[str, DomainDisk, str], None]] = []
         self._open = False
 
     def capabilities(self) -> DomainCapabilities:
@@ -185,6 +186,15 @@ class FakeDriver:
 
     def watch(self, callback: Callable[[str, DomainState], None]) -> None:
         self._watchers.append(callback)
+
+    def watch_disks(self, callback: Callable[[str, DomainDisk, str], None]) -> None:
+        self._disk_watchers.append(callback)
+
+    def tell_disk(self, domain_id: str, device: str, why: str) -> None:
+        """A disk of this domain refuses a request, or ("") takes them again."""
+        [disk] = [disk for disk in self.hypervisor.guests[domain_id].spec.disks if disk.device == device]
+        for watcher in list(self._disk_watchers):
+            watcher(domain_id, disk, why)
 
     async def lose_disk(self, socket_path: str, reason: str) -> None:
         for domain_id, guest in list(self.hypervisor.guests.items()):

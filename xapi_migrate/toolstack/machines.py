@@ -12,7 +12,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from xapi_migrate.domains.interfaces import GONE, DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
-from xapi_migrate.errors import DomainError, HandleInvalid, VdiInUse, VmBadPowerState
+from xapi_migrate.errors import DomainError, HandleInvalid, SrBackendFailure, VdiInUse, VmBadPowerState
 from xapi_migrate.migration.claims import Claims
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
@@ -53,6 +53,8 @@ class Machines:
         self._consoles = state_dir / "consoles"
         self.crashed: Callable[[str, str], Awaitable[None]] = _nothing
         """Called with a VM's ref and a reason when its domain has crashed and is gone: the VM is Halted."""
+        self.waits: Callable[[str], str] = lambda vm: ""
+        """For which disk a VM's guest waits, and has for long, a sentence; "" if it does not."""
         self._under_way: set[defer.Deferred[None]] = set()
         self._ending: set[str] = set()
 
@@ -217,19 +219,30 @@ class Machines:
             self._records.update("VBD", vbd, currently_attached=False)
 
     async def _release(self, repository: ISR, uuid: str) -> None:
-        await repository.vdi_deactivate(uuid, Purpose.DOMAIN)
+        try:
+            await repository.vdi_deactivate(uuid, Purpose.DOMAIN)
+        except SrBackendFailure as failure:  # its domain is gone: nobody is kept by that
+            self.log.warn("VDI {vdi} is released all the same: {failure}", vdi=uuid, failure=failure)
         await repository.vdi_detach(uuid, Purpose.DOMAIN)
 
     async def shutdown(self, vm: str, seconds: float, clock: Any) -> None:
-        """VM.clean_shutdown: press the power button and wait. TimeoutError if the guest does not listen."""
+        """VM.clean_shutdown: press the power button and wait. TimeoutError if the guest does not listen,
+        SrBackendFailure if it cannot because it waits for a disk."""
         domain = self.domain_of(vm)
-        await self._domains.shutdown(domain)
         until = clock.seconds() + seconds
+        self._check_waits(vm)
+        await self._domains.shutdown(domain)
         while await self._domains.state(domain) not in GONE:
+            self._check_waits(vm)
             if clock.seconds() > until:
                 raise TimeoutError
             await _later(clock, 0.1)
         await self.destroy_domain(vm)
+
+    def _check_waits(self, vm: str) -> None:
+        why = self.waits(vm)
+        if why:
+            raise SrBackendFailure(f"VM {vm}", f"{why}: it cannot shut itself down")
 
     async def destroy_domain(self, vm: str) -> None:
         """End the VM's domain at once and release its storage: Halted. Repeatable."""

@@ -19,6 +19,7 @@ from xapi_migrate.toolstack.allowed import AllowedOperations
 from xapi_migrate.toolstack.bridges import Bridges
 from xapi_migrate.toolstack.crashes import Crashes
 from xapi_migrate.toolstack.device_calls import DeviceCalls
+from xapi_migrate.toolstack.disk_waits import DiskWaits
 from xapi_migrate.toolstack.hardware_fields import HardwareFields
 from xapi_migrate.toolstack.host_calls import HostCalls
 from xapi_migrate.toolstack.leftovers import Leftovers
@@ -53,13 +54,14 @@ class Toolstack:
 
     def __init__(
         self, storage: Storage, networks: Networks, machines: Machines, suspending: Suspending,
-        operations: Operations, tasks: Tasks, *followers: Follower,
+        operations: Operations, tasks: Tasks, disk_waits: DiskWaits, *followers: Follower,
     ) -> None:  # fmt: skip
         self.storage = storage
         self.networks = networks
         self.machines = machines
         self.suspending = suspending
         self.operations = operations
+        self.disk_waits = disk_waits
         self._tasks = tasks
         self._followers = followers
 
@@ -133,6 +135,9 @@ def make_toolstack(
     running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     messages = Messages(records, server.tasks)
     machines.crashed = Crashes(records, machines, messages, server.tasks, clock).happened
+    disk_waits = DiskWaits(records, messages, clock, host)
+    domains.watch_disks(disk_waits.of_domain)
+    machines.waits = disk_waits.told
     server.dispatcher.register(
         messages,
         HostCalls(records, networks, server.tasks),
@@ -142,7 +147,9 @@ def make_toolstack(
     )
     server.dispatcher.check_fields(HardwareFields(records, operations).checks())
     allowed = AllowedOperations(records)
-    return Toolstack(storage, networks, machines, suspending, operations, server.tasks, running, allowed)
+    return Toolstack(
+        storage, networks, machines, suspending, operations, server.tasks, disk_waits, running, allowed
+    )  # fmt: skip
 
 
 async def _no_member(host: str, user: str) -> list[str]:
