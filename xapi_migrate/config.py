@@ -106,7 +106,7 @@ class Config:
     profile: str = "default"
     # TCP port of the iSCSI target; 0: a free one.
     iscsi_port: int = 3260
-    # Largest VM metadata document accepted, in bytes.
+    # Largest VM metadata document accepted, of a migration or by PUT /import_metadata, in bytes.
     metadata_limit: int = 4 << 20
     # Largest XenAPI request accepted, in bytes.
     request_limit: int = 300 << 10

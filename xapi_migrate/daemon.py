@@ -42,6 +42,7 @@ from .sm.services import SMServices
 from .sm.timeouts import SMTimeouts
 from .store.records import Records
 from .toolstack.bridges import LinuxBridges
+from .toolstack.importing import MetadataImporting
 from .toolstack.placement import Placement
 from .toolstack.plugin_calls import Elsewhere
 from .toolstack.profile import PROFILES
@@ -204,7 +205,10 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     server.start()
 
     tree = MigrationTree(engine, config.metadata_limit, reactor)
-    served: Callable[[MigrationTree | None], Any] = partial(server.site, request_limit=config.request_limit)
+    served: Callable[[MigrationTree | None], Any] = partial(
+        server.site, request_limit=config.request_limit,
+        imports=server.imports(MetadataImporting(records), config.metadata_limit),
+    )  # fmt: skip
     if beside is not None:
         overlay = open_overlay(beside, server, config.request_limit)
         daemon.closes(overlay.close)

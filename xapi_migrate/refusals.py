@@ -28,6 +28,48 @@ class OperationBlocked(MigrateError):
 
 
 @catalogue
+class DuplicateVM(MigrateError):
+    """A VM of the uuid that is to be restored is here already, {vm}, and an import takes no VM's place."""
+
+    code = "DUPLICATE_VM"
+    parameters = ("vm",)
+    status = 409
+    vm: str
+
+
+@catalogue
+class DuplicateMacSeed(MigrateError):
+    """Another VM has the mac_seed {seed} already."""
+
+    code = "DUPLICATE_MAC_SEED"
+    parameters = ("seed",)
+    status = 409
+    seed: str
+
+
+@catalogue
+class VdiLocationMissing(MigrateError):
+    """A disk of the VM that is to be imported, VDI {location} of SR {sr}, is not here."""
+
+    code = "VDI_LOCATION_MISSING"
+    parameters = ("sr", "location")
+    status = 409
+    sr: str
+    location: str
+
+
+@catalogue
+class ImportBroken(MigrateError):
+    """The VM's metadata broke off before it was all here."""
+
+    code = "IMPORT_ERROR_PREMATURE_EOF"
+    status = 400
+
+    def failure(self) -> list[str]:
+        return [self.code]
+
+
+@catalogue
 class VbdIsEmpty(MigrateError):
     """There is no medium in the drive {vbd}."""
 

@@ -1,4 +1,4 @@
-"""A host that receives beside a simulated xapi, and one on its own that sends to it."""
+"""A host that receives beside a toolstack of either kind, and one on its own that sends to it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import XenAPI
 from twisted.internet import defer, reactor, task, threads
 
 from tests.upstream.beside import Beside, Kept
 from tests.upstream.overlaid import USERS
 from tests.upstream.simulated.database import Database
+from tests.upstream.simulated.records import Failure
 from tests.upstream.simulated.server import SimulatedXapi
-from tests.upstream.toolstacks import SimulatedToolstack
+from tests.upstream.toolstacks import SimulatedToolstack, Toolstack
 from tests.xenapi.two_servers import Server, one_server, until
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.fake_sm import FakeLuns
@@ -28,17 +30,29 @@ MARKS = ("xapi_migrate_arrival", "HideFromXenCenter")
 
 
 @attrs.define
-class Xapi:
-    """The upstream, with one SR in memory: `memory`."""
+class Upstream:
+    """With one SR in memory: `memory`. `user` is who receives there."""
 
-    running: SimulatedXapi
-    toolstack: SimulatedToolstack
+    toolstack: Toolstack
     sr: str
+    user: str
 
     @property
     def memory(self) -> dict[str, bytearray]:
         [sr] = self.toolstack.disks.values()
-        return sr.storage.disks
+        disks: dict[str, bytearray] = sr.storage.disks
+        return disks
+
+
+@attrs.define
+class Xapi(Upstream):
+    """The simulated one."""
+
+    toolstack: SimulatedToolstack
+
+    @property
+    def running(self) -> SimulatedXapi:
+        return self.toolstack.xapi
 
     @property
     def database(self) -> Database:
@@ -54,12 +68,62 @@ class Xapi:
     def records(self, cls: str) -> dict[str, dict[str, Any]]:
         return self.database.records[cls]
 
+    def create(self, cls: str, **fields: Any) -> str:
+        return self.database.create(cls, **fields)
+
+    def end_sessions(self) -> None:
+        self.records("session").clear()
+
+    @property
+    def started(self) -> bool:
+        """Whether any VM ever was."""
+        return self.database.starts != []
+
+    def refusal(self, method: str, vm: str, *params: Any) -> str:
+        """The code with which it refuses this of a VM."""
+        with pytest.raises(Failure) as refused:
+            self.database.call(method, [next(iter(self.records("session"))), vm, *params], False)
+        return str(refused.value.description[0])
+
+
+@attrs.define
+class Own(Upstream):
+    """Another daemon of this kind."""
+
+    toolstack: Server
+
+    def cut(self) -> None:
+        """All its connections end, and it lets nobody in."""
+        self.toolstack.door.shut()
+
+    async def comes_back(self) -> None:
+        self.toolstack.door.open()
+
+    def records(self, cls: str) -> dict[str, dict[str, Any]]:
+        return {ref: dict(self.toolstack.records.get(cls, ref)) for ref in self.toolstack.records.refs(cls)}
+
+    def create(self, cls: str, **fields: Any) -> str:
+        return self.toolstack.records.create(cls, **fields)
+
+    def end_sessions(self) -> None:
+        for ref in self.toolstack.records.refs("session"):
+            self.toolstack.records.destroy("session", ref)
+
+    @property
+    def started(self) -> bool:
+        return self.toolstack.hypervisor.guests != {}
+
+    def refusal(self, method: str, vm: str, *params: Any) -> str:
+        refused: list[Any] = []
+        defer.ensureDeferred(self.toolstack.call(method, vm, *params)).addErrback(refused.append)
+        return str(refused[0].value.failure()[0])
+
 
 @attrs.define
 class World:
-    """`vm` of the sender's: Halted, with two disks and a VIF."""
+    """`upstream` is Xapi or Own; `vm` of the sender's: Halted, with two disks and a VIF."""
 
-    xapi: Xapi
+    upstream: Any
     sender: Server
     kept: Kept
     vm: str
@@ -67,9 +131,10 @@ class World:
 
     until = staticmethod(until)
 
-    def offer(self, here: Beside, user: str = "admin") -> defer.Deferred[list[str]]:
+    def offer(self, here: Beside, user: str = "") -> defer.Deferred[list[str]]:
         """VM.receive into the upstream's SR; the session goes on."""
-        return threads.deferToThread(lambda: list(session_of(here, user).xenapi.VM.receive(self.xapi.sr, {})))
+        who, sr = user or self.upstream.user, self.upstream.sr
+        return threads.deferToThread(lambda: list(session_of(here, who).xenapi.VM.receive(sr, {})))
 
     async def migrate(self, uris: list[str]) -> str:
         """VM.migrate at the sender; its task."""
@@ -85,21 +150,21 @@ class World:
 
     def arrived(self) -> dict[str, Any]:
         """The VM at the upstream: it is there once, whole, and its owner's."""
-        [vm] = self.xapi.records("VM").values()
+        [vm] = self.upstream.records("VM").values()
         assert (vm["uuid"], vm["power_state"], vm["is_a_template"]) == (self.uuid, "Halted", False)
         assert vm["current_operations"] == {}
-        vdis = [self.xapi.records("VBD")[vbd]["VDI"] for vbd in vm["VBDs"]]
-        records = [self.xapi.records("VDI")[vdi] for vdi in vdis]
-        assert set(self.xapi.records("VDI")) == set(vdis)
-        assert [bytes(self.xapi.memory[one["uuid"]][:5]) for one in records] == [b"disk0", b"disk1"]
+        vdis = [self.upstream.records("VBD")[vbd]["VDI"] for vbd in vm["VBDs"]]
+        records = [self.upstream.records("VDI")[vdi] for vdi in vdis]
+        assert set(self.upstream.records("VDI")) == set(vdis)
+        assert [bytes(self.upstream.memory[one["uuid"]][:5]) for one in records] == [b"disk0", b"disk1"]
         assert not any(key in one["other_config"] for one in [vm, *records] for key in MARKS)
         return vm
 
     def locked_if_there(self, over: bool = False) -> None:
         """The upstream does not start it, unless it is `over`."""
-        for vm in [] if over else self.xapi.records("VM").values():
+        for vm in [] if over else self.upstream.records("VM").values():
             assert vm["is_a_template"] or "start" in vm["blocked_operations"]
-        assert self.xapi.database.starts == []
+        assert not self.upstream.started
 
     def at_one(self) -> None:
         """One side has it, and nothing of it is at the other."""
@@ -141,13 +206,13 @@ class World:
                 reached.set()
                 act()
 
-        self.xapi.running.server.before_import = come
+        self.upstream.running.server.before_import = come
         return reached
 
     def nothing_there(self) -> None:
         """At the upstream."""
-        assert self.xapi.records("VM") == {} and self.xapi.records("VBD") == {}
-        assert self.xapi.records("VDI") == {} and self.xapi.memory == {}
+        assert self.upstream.records("VM") == {} and self.upstream.records("VBD") == {}
+        assert self.upstream.records("VDI") == {} and self.upstream.memory == {}
 
     def stayed(self) -> None:
         """The sender has it, and can start it."""
@@ -194,17 +259,29 @@ def crash_at(kept: Kept, here: Callable[[], Beside], mark: Mark, when: str) -> l
 
 
 @asynccontextmanager
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def _upstream(tmp_path: Path, kind: str, luns: FakeLuns) -> AsyncIterator[Upstream]:
+    if kind == "xapi":
+        with SimulatedXapi(USERS) as running:
+            simulated = SimulatedToolstack(running)
+            yield Xapi(toolstack=simulated, sr=await simulated.new_sr(), user="admin")
+    else:
+        async with one_server(tmp_path / "toolstack", "toolstack", luns) as server:
+            yield Own(toolstack=server, sr=await server.new_sr(), user="root")
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, kind: str = "xapi") -> AsyncIterator[World]:
+    """`kind` of the toolstack, one of the KINDS."""
     luns = FakeLuns()
-    with SimulatedXapi(USERS) as running:
-        toolstack = SimulatedToolstack(running)
-        xapi = Xapi(running, toolstack, await toolstack.new_sr())
-        async with one_server(tmp_path / "sender", "sender", luns) as sender:
-            vm = await sender.new_vm(await sender.new_sr(), running=False, disks=2)
-            record = sender.records.get("VM", vm)
-            sender.records.update("VM", vm, other_config={"mac_seed": MAC_SEED}, blocked_operations={"clone": "mine"})
-            [storage] = [one.storage for one in sender.disks.values()]
-            for number, vbd in enumerate(record["VBDs"]):
-                uuid = sender.records.get("VDI", sender.records.get("VBD", vbd)["VDI"])["uuid"]
-                storage.disks[uuid][:5] = b"disk%d" % number
-            yield World(xapi, sender, Kept(tmp_path / "beside", luns), vm, record["uuid"])
+    async with (
+        _upstream(tmp_path, kind, luns) as upstream,
+        one_server(tmp_path / "sender", "sender", luns) as sender,
+    ):
+        vm = await sender.new_vm(await sender.new_sr(), running=False, disks=2)
+        record = sender.records.get("VM", vm)
+        sender.records.update("VM", vm, other_config={"mac_seed": MAC_SEED}, blocked_operations={"clone": "mine"})
+        [storage] = [one.storage for one in sender.disks.values()]
+        for number, vbd in enumerate(record["VBDs"]):
+            uuid = sender.records.get("VDI", sender.records.get("VBD", vbd)["VDI"])["uuid"]
+            storage.disks[uuid][:5] = b"disk%d" % number
+        yield World(upstream, sender, Kept(tmp_path / "beside", luns), vm, record["uuid"])

@@ -46,7 +46,7 @@ def told(session: Any, kind: str = "arrival") -> list[dict[str, str]]:
 async def left(w: World, here: Beside, moves: bool) -> None:
     """The session ends in the middle, so the upstream cannot be told what becomes of the VM."""
     mark = Mark.COMMITTED if moves else Mark.PREPARED
-    w.kept.journals.after = lambda journal, one: w.xapi.records("session").clear() if one is mark else None
+    w.kept.journals.after = lambda journal, one: w.upstream.end_sessions() if one is mark else None
     task = await w.migrate(await w.offer(here))
     assert await w.over(task) == ("success" if moves else "failure")
     await w.until(lambda: here.arrivals.waiting, "it does not wait")
@@ -55,9 +55,9 @@ async def left(w: World, here: Beside, moves: bool) -> None:
 @pytest.mark.parametrize("moves", [True, False])
 @pytest_twisted.ensureDeferred
 async def test_what_waits_at_the_toolstack_is_told_and_settled_by_who_asks(tmp_path: Path, moves: bool) -> None:
-    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+    async with world(tmp_path) as w, beside(w.upstream.toolstack, w.kept) as here:
         await left(w, here, moves)
-        vdis = [one["uuid"] for one in w.xapi.records("VDI").values()]
+        vdis = [one["uuid"] for one in w.upstream.records("VDI").values()]
 
         def work() -> None:
             session = session_of(here)
@@ -84,23 +84,23 @@ async def test_what_waits_at_the_toolstack_is_told_and_settled_by_who_asks(tmp_p
 
 @pytest_twisted.ensureDeferred
 async def test_what_only_the_toolstack_can_remove_is_said_to_be_so_while_it_is_away(tmp_path: Path) -> None:
-    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+    async with world(tmp_path) as w, beside(w.upstream.toolstack, w.kept) as here:
         await left(w, here, moves=False)
         session = await threads.deferToThread(session_of, here)
-        w.xapi.cut()
+        w.upstream.cut()
         receives = next(one for one in here.elsewhere if one.receiving)
         [one] = await receives.left(session.handle)
         assert "nothing without the toolstack" in one.remedy and "has not answered" in one.remedy
         with pytest.raises(Exception, match="has not answered"):
             await one.remove()
         assert len(here.arrivals.known) == 1
-        await w.xapi.comes_back()
+        await w.upstream.comes_back()
         assert await threads.deferToThread(told, session)
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_under_way_or_settled_is_not_left_behind(tmp_path: Path) -> None:
-    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+    async with world(tmp_path) as w, beside(w.upstream.toolstack, w.kept) as here:
         session = await threads.deferToThread(session_of, here)
         receives = next(one for one in here.elsewhere if one.receiving)
         seen: list[Any] = []
@@ -122,7 +122,7 @@ async def in_doubt(w: World) -> None:
     """The journal is lost after the import and before anything says that it was committed."""
     daemons: list[Beside] = []
     crash_at(w.kept, lambda: daemons[-1], Mark.COMMITTED, "before")
-    async with beside(w.xapi.toolstack, w.kept) as here:
+    async with beside(w.upstream.toolstack, w.kept) as here:
         daemons.append(here)
         await w.migrate(await w.offer(here))
         await w.until(lambda: here.engine._stopped)
@@ -134,7 +134,7 @@ async def in_doubt(w: World) -> None:
 async def test_somebody_says_whether_it_was_received(tmp_path: Path, outcome: str) -> None:
     async with world(tmp_path) as w:
         await in_doubt(w)
-        async with beside(w.xapi.toolstack, w.kept) as here:
+        async with beside(w.upstream.toolstack, w.kept) as here:
 
             def work() -> None:
                 session = session_of(here)
@@ -195,7 +195,7 @@ async def test_a_note_that_cannot_be_read_is_told_and_a_draft_goes(tmp_path: Pat
             folder.mkdir(parents=True)
             (folder / "44.json").write_text("{}")
             (folder / "55.new").write_text("{")
-        async with beside(w.xapi.toolstack, w.kept) as here:
+        async with beside(w.upstream.toolstack, w.kept) as here:
 
             def work() -> None:
                 session = session_of(here)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.upstream.simulated.server import SimulatedXapi
 from tests.upstream.simulated.storage import SR_MOUNT, Images
+from xapi_migrate import tls
 from xapi_migrate.lab.host import LabHost
 from xapi_migrate.migration.stops import FOLDER
 
@@ -163,6 +164,46 @@ def test_a_vm_goes_from_host_to_toolstack_to_toolstack(
         here.xenapi.VM.start(ref, False, False)
 
 
+def test_a_vm_is_received_for_another_daemon_of_this_kind(short_tmp: Path) -> None:
+    """It is that daemon's in the end: it starts it, on images that nobody else has open."""
+    sender, stack, beside = (
+        LabHost(name, short_tmp / name[0], "same for both") for name in ("sender", "upper", "beside")
+    )
+    sender.configure({})
+    stack.configure({})
+    fingerprint = tls.HostIdentity.load(stack.state_dir).fingerprint()
+    beside.configure({"upstream": f"{stack.https_url}#sha256={fingerprint}"})
+    hosts = (sender, stack, beside)
+    try:
+        for host in hosts:
+            host.start()
+        for host in hosts:
+            host.wait_ready()
+        images = short_tmp / "received"
+        images.mkdir()
+        with sender.server.session() as there, beside.server.session() as here, stack.server.session() as direct:
+            x = direct.xenapi
+            config = {"location": str(images), "format": "raw"}
+            sr = x.SR.create(x.host.get_all()[0], config, "0", "received", "", "file", "user", False, {})
+            vm = new_vm(there, short_tmp / "images")
+            uuid = there.xenapi.VM.get_uuid(vm)
+            there.xenapi.VM.migrate(vm, here.xenapi.VM.receive(sr), {}, {})
+            assert there.xenapi.VM.get_all() == [] and list((short_tmp / "images").glob("*.raw")) == []
+            [ref] = x.VM.get_all()
+            assert (x.VM.get_uuid(ref), x.VM.get_is_a_template(ref)) == (uuid, False)
+            assert x.VM.get_blocked_operations(ref) == {}
+            for vbd in x.VM.get_VBDs(ref):
+                image = images / f"{x.VDI.get_uuid(x.VBD.get_VDI(vbd))}.raw"
+                assert image.read_bytes() == content(int(x.VBD.get_userdevice(vbd)))
+            assert [x.VIF.get_MAC(vif) for vif in x.VM.get_VIFs(ref)] == [MAC]
+            wait(lambda: not list((beside.state_dir / "arrivals").iterdir()), "something is left beside the toolstack")
+            x.VM.start(ref, True, False)
+            x.VM.hard_shutdown(ref)
+    finally:
+        for host in hosts:
+            host.end()
+
+
 @pytest.mark.parametrize("point", ["before-prepared", "before-committed", "after-committed", "before-ended"])
 def test_the_daemon_is_killed(places: tuple[LabHost, Overlay, Overlay], short_tmp: Path, point: str) -> None:
     """One side has it in the end, at the other nothing is left; where the sender kept it, it moves the next time."""
@@ -189,6 +230,6 @@ def test_the_daemon_is_killed(places: tuple[LabHost, Overlay, Overlay], short_tm
 
 
 def stopped(host: LabHost) -> bool:
-    [process] = host.daemons()
-    status = Path(f"/proc/{process.pid}/stat").read_text()
+    assert host.process is not None
+    status = Path(f"/proc/{host.process.pid}/stat").read_text()
     return status[status.rindex(")") + 2] == "T"

@@ -27,6 +27,7 @@ from xapi_migrate.testing.fake_hypervisor import FakeHypervisor
 from xapi_migrate.testing.fake_sm import FakeLuns, FakeSR
 from xapi_migrate.testing.memory_journals import MemoryJournals
 from xapi_migrate.testing.two_hosts import TIMES
+from xapi_migrate.toolstack.importing import MetadataImporting
 from xapi_migrate.toolstack.profile import Profile
 from xapi_migrate.toolstack.this_host import prepare_host
 from xapi_migrate.toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls
@@ -43,6 +44,42 @@ DISK = 4 << 20
 FREE_MEMORY = 1 << 40
 
 
+class Door:
+    """Where a server listens. `shut`: nobody is let in and all are thrown out; `open` it again, at the same port."""
+
+    def __init__(self, site: Any) -> None:
+        self._site = site
+        self._inside: list[Any] = []
+        build = site.buildProtocol
+
+        def noted(address: Any) -> Any:
+            self._inside.append(build(address))
+            return self._inside[-1]
+
+        site.buildProtocol = noted
+        self._port: Any = None
+        self.number = 0
+        self.open()
+
+    def open(self) -> None:
+        self._port = reactor.listenTCP(self.number, self._site, interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.number = self._port.getHost().port
+
+    def shut(self) -> defer.Deferred[None]:
+        for protocol in self._inside:
+            transport = protocol._channel.transport
+            if transport is not None:
+                transport.abortConnection()
+        self._inside.clear()
+        port, self._port = self._port, None
+        return defer.maybeDeferred(port.stopListening) if port is not None else defer.succeed(None)
+
+    def close(self) -> defer.Deferred[None]:
+        """Nobody is let in; who is inside may stay."""
+        port, self._port = self._port, None
+        return defer.maybeDeferred(port.stopListening) if port is not None else defer.succeed(None)
+
+
 @attrs.define(eq=False)
 class Server:
     """One of them. `pace` blocks of 4096 bytes are copied every 50 ms: lower it for a migration that takes long."""
@@ -57,6 +94,7 @@ class Server:
     port: int
     disks: dict[str, FakeSR]
     stories: Path
+    door: Door
 
     @property
     def url(self) -> str:
@@ -170,14 +208,15 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     register_migration_calls(server, engine, host, toolstack, MemoryJournals(), SMServices(reactor, folder))
     await engine.start(server.tasks.resume)
     server.start()
-    site = server.site(MigrationTree(engine, 4 << 20, reactor))
-    port = reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
-    listeners.append(Listener("http", "127.0.0.1", port.getHost().port))
+    imports = server.imports(MetadataImporting(records), 4 << 20)
+    site = server.site(MigrationTree(engine, 4 << 20, reactor), imports=imports)
+    door = Door(site)
+    listeners.append(Listener("http", "127.0.0.1", door.number))
     try:
-        yield Server(name, server, toolstack, engine, journals, hypervisor, ref, port.getHost().port, disks, stories)
+        yield Server(name, server, toolstack, engine, journals, hypervisor, ref, door.number, disks, stories, door)
     finally:
         server.stop()
-        await port.stopListening()
+        await door.close()
         await engine.stop()
         await toolstack.close()
         await domains.close()

@@ -90,10 +90,12 @@ class IncomingVM:
     drives: tuple[str, ...]
     """The userdevices of its CD drives, which come empty."""
     nics: tuple[IncomingNic, ...]
+    is_a_template: bool = False
 
 
-def import_vm(document: bytes) -> IncomingVM:
-    """Read and check a document. ImportError_ names what is wrong with it."""
+def import_vm(document: bytes, also: re.Pattern[str] | None = None) -> IncomingVM:
+    """Read and check a document. `also`: keys of the VM's other_config that are taken too. ImportError_ names what is
+    wrong with it."""
     value = read_value(document)
     if not isinstance(value, dict) or not isinstance(value.get("objects"), list):
         raise ImportError_("it holds no objects")
@@ -123,17 +125,20 @@ def import_vm(document: bytes) -> IncomingVM:
         protocol=_protocol(about.get("protocol")),
         leave_paused=about.get("leave_paused") is True,
         member=_matching(about.get("member"), PROOF, ""),
-        fields=_vm_fields(vm, memory),
+        fields=_vm_fields(vm, memory, also),
         disks=_disks(vm, about, objects) + _suspend_image(vm, power_state, objects),
         drives=_drives(objects),
         nics=_nics(objects),
+        is_a_template=vm.get("is_a_template") is True,
     )
 
 
-def _vm_fields(vm: dict[str, Any], memory: int) -> dict[str, Any]:
+def _vm_fields(vm: dict[str, Any], memory: int, also: re.Pattern[str] | None) -> dict[str, Any]:
     fields: dict[str, Any] = {name: _text(vm, name, 4096) for name in VM_STRINGS}
     for name, allowed in VM_TEXT_MAPS.items():
         fields[name] = _text_map(vm.get(name), allowed)
+    if also is not None:
+        fields["other_config"].update(_text_map(vm.get("other_config"), also))
     for name in ("memory_static_max", "memory_dynamic_max", "memory_dynamic_min", "memory_static_min"):
         fields[name] = min(memory, _number(vm, name, 0, 1 << 46))
     for name, most in (("VCPUs_max", 512), ("VCPUs_at_startup", 512), ("user_version", 1 << 31)):

@@ -44,20 +44,24 @@ class MigrationRequest(server.Request):
 
     def gotLength(self, length: int | None) -> None:
         tree = getattr(self._channel.site, "migrations", None)
-        # the request line has been read, but twisted.web passes it on only with the whole body
         method, path = self._channel._command, self._channel._path
         if tree is None or not below(path):
             super().gotLength(length)  # type: ignore[no-untyped-call]
             return
-        self.method, self.clientproto = method, self._channel._version
-        self.uri = self.path = b"/migrate"  # nothing that prints a request may print a capability
+        self.claim(b"/migrate")  # nothing that prints a request may print a capability
+        self._admit(tree, method, path, length)
+
+    def claim(self, path: bytes) -> None:
+        """This request is not twisted.web's, whose headers are in: an exchange has it. `path` stands for its own."""
+        # the request line has been read, but twisted.web passes it on only with the whole body
+        self.method, self.clientproto = self._channel._command, self._channel._version
+        self.uri = self.path = path
         self.args: dict[bytes, list[bytes]] = {}
         self.content = BytesIO()
         self.site = self._channel.site
         # twisted.web would send 100 by itself; here an exchange does when it wants the body
         self._expects_continue = self.requestHeaders.getRawHeaders(b"expect", [b""])[0].lower() == b"100-continue"
         self.requestHeaders.removeHeader(b"expect")
-        self._admit(tree, method, path, length)
 
     def _admit(self, tree: MigrationTree, method: bytes, path: bytes, length: int | None) -> None:
         admitted = tree.admit(method, path)

@@ -15,6 +15,7 @@ from xapi_migrate.xenapi.dispatch import Dispatcher
 from xapi_migrate.xenapi.endpoint import ApiResource
 from xapi_migrate.xenapi.event_calls import EventCalls
 from xapi_migrate.xenapi.events import Events
+from xapi_migrate.xenapi.import_stream import Importing, MetadataImports
 from xapi_migrate.xenapi.session_calls import SessionCalls
 from xapi_migrate.xenapi.sessions import Sessions
 from xapi_migrate.xenapi.site import REQUEST_LIMIT, ApiSite
@@ -34,9 +35,14 @@ class XenAPIServer:
     api: ApiResource
 
     def site(
-        self, migrations: MigrationTree | None = None, request_limit: int = REQUEST_LIMIT, **options: Any
-    ) -> ApiSite:
-        return ApiSite(self.api, migrations, request_limit, **options)
+        self, migrations: MigrationTree | None = None, request_limit: int = REQUEST_LIMIT,
+        imports: MetadataImports | None = None, **options: Any,
+    ) -> ApiSite:  # fmt: skip
+        return ApiSite(self.api, migrations, request_limit, imports, **options)
+
+    def imports(self, importing: Importing, limit: int) -> MetadataImports:
+        """PUT /import_metadata for `site`: by `importing`, of a body of at most `limit` bytes."""
+        return MetadataImports(importing, self.sessions, self.tasks, self.records, limit)
 
     def start(self) -> None:
         """Begin the periodic work."""
