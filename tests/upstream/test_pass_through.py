@@ -6,6 +6,7 @@ import hashlib
 import json
 import resource
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -286,6 +287,7 @@ class Deaf:
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.upstream = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.accepted = 0
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
@@ -297,6 +299,7 @@ class Deaf:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
+            self.accepted += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _more(self, connection: socket.socket) -> bytes:
@@ -323,6 +326,60 @@ class Deaf:
                         return
                 status = b"404 Not Found" if target == b"/xmlrpc" else b"200 OK"
                 connection.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(target)) + target)
+
+
+@pytest.mark.parametrize(
+    "first", [b"GET /first HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET /first HTTP/1.0\r\n\r\n"]
+)
+@pytest_twisted.ensureDeferred
+async def test_what_an_upstream_is_asked_to_end_is_not_used_again(first: bytes) -> None:
+    """It ends the connection without saying so, perhaps just when another client's call is in it."""
+    deaf = Deaf()
+
+    def work(address: tuple[str, int]) -> None:
+        for request in (first, b"GET /second HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with Conversation(address) as client:
+                client.say(request)
+                client.answer()
+
+    try:
+        async with overlaid(deaf.upstream) as here:
+            await threads.deferToThread(work, here.address)
+            assert deaf.accepted == 2
+    finally:
+        deaf.close()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_an_answer_to_the_end_of_the_connection_that_breaks_off_is_not_taken_for_whole(reset: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhalf")
+                going.wait(DEADLINE)
+                if reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        def work(address: tuple[str, int]) -> bytes:
+            with socket.create_connection(address, timeout=DEADLINE) as client:
+                client.sendall(b"GET /export HTTP/1.1\r\nHost: x\r\n\r\n")
+                came = b""
+                while not came.endswith(b"half"):
+                    came += client.recv(1 << 16)
+                going.set()
+                return came + read_all(client)
+
+        going = threading.Event()
+        threading.Thread(target=serve, daemon=True).start()
+        async with overlaid(f"http://127.0.0.1:{listening.getsockname()[1]}") as here:
+            try:
+                assert (await threads.deferToThread(work, here.address)).endswith(b"half") and not reset
+            except ConnectionResetError:
+                assert reset
 
 
 PLANTED = b"GET /planted HTTP/1.1\r\nHost: x\r\n\r\n"

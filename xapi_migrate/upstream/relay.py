@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet import defer
+from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -35,7 +36,7 @@ class Client(Protocol):
         """There is no answer, and nothing has been written. `tried`: the upstream may have got the request."""
 
     def drop(self) -> None:
-        """End the connection at once: the client stands still."""
+        """End the connection at once: the client stands still, or must not take for whole what it has."""
 
 
 class Relay:
@@ -202,9 +203,9 @@ class Relay:
         self._watch.end()
         self._release(connection)
         complete = self._body.ended
-        if complete and whole and self._persistent and self._read_for_sure:
-            # Else the upstream may not have read the body: it would take what is in it for the next request, and that
-            # one's answer would be another client's.
+        if complete and whole and self._persistent and self._head.persistent and self._read_for_sure:
+            # Else the upstream may be about to end it, or may not have read the body: it would take what is in it for
+            # the next request, and that one's answer would be another client's.
             self._pool.give_back(connection)
         else:
             connection.abort()
@@ -218,7 +219,10 @@ class Relay:
             self._over = True
             self._watch.end()
             self._release(connection)
-            self._client.answered(persistent=False)
+            if reason.check(ConnectionDone):
+                self._client.answered(persistent=False)
+            else:
+                self._client.drop()  # that it is not whole nothing else would tell
         elif not self._begun and not self._unread and connection.used and self._repeatable and self._body.ended:
             self._release(connection)
             self._connection = None
