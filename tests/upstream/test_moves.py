@@ -346,3 +346,27 @@ async def test_a_disk_that_somebody_else_uses_by_now_stays(kind: str, tmp_path: 
         assert here.records.get("task", begun.task)["status"] == "success"
         assert begun.vm not in two.source.records.refs("VM")
         assert two.source.records.refs("VDI") == begun.vdis[:1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_that_waits_its_turn_when_the_daemon_is_killed_is_free_again(kind: str, tmp_path: Path) -> None:
+    """Nothing had begun, and nothing of it is left here."""
+    async with world(tmp_path, kind) as (two, kept):
+        async with beside(two.source, kept) as here:
+            for _ in range(4):
+                here.engine._sends.join()
+            vm, _, vdis = await halted_vm(two.source)
+            uris = await offer(two.destination)
+            session = await threads.deferToThread(session_of, here)
+            task = await threads.deferToThread(session.xenapi.Async.VM.migrate, vm, uris, {}, {})
+            await two.until(lambda: "waiting" in here.records.get("task", task)["other_config"])
+            assert set(two.source.records.get("VM", vm)["blocked_operations"]) == set(BLOCKED)
+            [note] = (kept.folder / "upstream").iterdir()
+            noted = note.read_text()
+        note.write_text(noted)  # as if it had been killed
+        async with beside(two.source, kept) as here:
+            await two.until(lambda: not here.leases.known)
+            assert two.source.records.get("VM", vm)["blocked_operations"] == {}
+            assert two.source.records.refs("VDI") == vdis
+            for cls in ("VM", "VBD", "VDI", "VIF"):
+                assert here.records.refs(cls) == []

@@ -326,9 +326,11 @@ async def test_it_does_not_arrive_without_a_disk_that_is_its_own(
         assert w.xapi.records("VDI") == {} and w.xapi.memory == {}
 
 
+@pytest.mark.parametrize("marked", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_no_block_of_ours_is_left_where_somebody_has_taken_one_away(tmp_path: Path) -> None:
-    """The VM waits, locked, because the session has ended. What others have blocked meanwhile stays blocked."""
+async def test_no_block_of_ours_is_left_where_somebody_has_changed_what_waits(tmp_path: Path, marked: bool) -> None:
+    """One block is taken away, and perhaps the mark. The VM waits, locked, because the session has ended. What others
+    have blocked meanwhile stays blocked."""
     async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
         uris = await w.offer(here)
         w.kept.journals.after = lambda _, mark: w.xapi.records("session").clear() if mark is Mark.COMMITTED else None
@@ -336,6 +338,8 @@ async def test_no_block_of_ours_is_left_where_somebody_has_taken_one_away(tmp_pa
         [(ref, vm)] = w.xapi.records("VM").items()
         kept = {operation: why for operation, why in vm["blocked_operations"].items() if operation != "start"}
         w.xapi.database.update("VM", ref, blocked_operations={**kept, "pool_migrate": "theirs"})
+        if not marked:
+            w.xapi.database.update("VM", ref, other_config={})
         await w.offer(here)
         await w.nothing_here(here)
         assert w.arrived()["blocked_operations"] == {"clone": "mine", "pool_migrate": "theirs"}

@@ -110,9 +110,11 @@ class Engine:
         task: TaskHandle,
         vif_to_network: dict[str, str] | None = None,
         operation: str = "migrate_send",
+        begins: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
         """VM.migrate (1.4): the VM's ref when it is at the receiver. Every check that needs nobody else comes first;
-        then it waits its turn.
+        then it waits its turn. `begins` is called when that has come, before anything is written down: a daemon that is
+        killed earlier leaves nothing of it.
         A VIF that `vif_to_network` does not name goes to the receiver's network of the same name."""
         host = self._host
         self._check(vm)
@@ -159,6 +161,8 @@ class Engine:
                 copy_ref=copy_ref,
             )
             story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
+            if begins is not None:
+                await begins()
             await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
         except BaseException:
             host.toolstack.end_operation(vm, task.ref)

@@ -196,8 +196,11 @@ class Arrivals:
             if refusal.failure()[0] in ("UUID_INVALID", "HANDLE_INVALID"):
                 return None
             raise
-        ours = isinstance(record, dict) and (record.get("other_config") or {}).get(MARK) == arrival.id
-        return (str(vm), record) if ours else None
+        if not isinstance(record, dict):
+            return None
+        marked = (record.get("other_config") or {}).get(MARK) == arrival.id
+        locked = arrival.reason in (record.get("blocked_operations") or {}).values()
+        return (str(vm), record) if marked or locked else None
 
     async def _vdis(self, arrival: Arrival, session: str, sr: str) -> list[str]:
         """Those in an SR that bear this mark."""

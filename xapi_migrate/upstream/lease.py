@@ -30,10 +30,10 @@ log = Logger()
 
 @attrs.define
 class Lease:
-    """`state`: held (it is locked, no more), moving (the engine has it), moved (the VM is at the receiver: `destroy`
-    and `forget` are VDIs that the upstream is to destroy, or only to forget), kept (somebody has said that it is, and
-    nothing else does: all of it stays, and may be destroyed, not started). `forced`: somebody has said so, and the
-    engine is about to believe it. `task`: that of the migration, once the engine has it."""
+    """`state`: held (it is locked, no more; it may wait its turn), moving (its turn has come), moved (the VM is at the
+    receiver: `destroy` and `forget` are VDIs that the upstream is to destroy, or only to forget), kept (somebody has
+    said that it is, and nothing else does: all of it stays, and may be destroyed, not started). `forced`: somebody has
+    said so, and the engine is about to believe it. `task`: that of the migration, once its turn has come."""
 
     id: str
     vm: str

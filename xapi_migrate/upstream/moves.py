@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,9 +40,10 @@ class SendingEngine(Protocol):
 
     def migrate(
         self, vm: str, uris: list[str], vdi_to_sr: dict[str, str], options: dict[str, str], task: Task,
-        vif_to_network: dict[str, str] | None = None,
+        vif_to_network: dict[str, str] | None = None, *, begins: Callable[[], Awaitable[None]],
     ) -> Awaitable[str]:  # fmt: skip
-        """The VM's ref when it is at the receiver; any failure but CancelledError: it stays where it was."""
+        """The VM's ref when it is at the receiver; any failure but CancelledError: it stays where it was. `begins` is
+        called when its turn has come: before, nothing is left of it by a daemon that is killed."""
 
     def ending(self, vm: str, task: str) -> defer.Deferred[str] | None:
         """The end of the migration of this VM that an earlier daemon began with this task, as `migrate` has it; None if
@@ -71,6 +72,7 @@ class UpstreamMoves:
         await self._leases.load()
         for lease in list(self._leases.known.values()):
             if lease.state != MOVING:
+                self._shadows.drop(lease.vm, lease.vdis)
                 continue
             ending = self._engine.ending(lease.vm, lease.task)
             if ending is None:
@@ -146,13 +148,16 @@ class UpstreamMoves:
             for vdi in seen.vdis:
                 await read_disk(self._client, call.session, vdi, of.get(vdi, ""))
             await self._shadows.cast(seen)
-            lease.state, lease.task = MOVING, call.task.ref
-            await self._leases.save(lease)
         except BaseException:
             lease.state = HELD
             await self._over(lease)
             raise
-        sending = self._engine.migrate(vm, uris, vdi_map, options, call.task, vif_map)
+
+        async def begins() -> None:
+            lease.state, lease.task = MOVING, call.task.ref
+            await self._leases.save(lease)
+
+        sending = self._engine.migrate(vm, uris, vdi_map, options, call.task, vif_map, begins=begins)
         return await self._follow_to_end(lease, started(sending))
 
     # -- the end of a migration ------------------------------------------------------------------
