@@ -11,7 +11,9 @@ import pytest_twisted
 from twisted.internet import defer, reactor, task
 
 from tests.sm.two_hosts import MIB, make_disk, two_hosts
+from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes import remains
+from xapi_migrate.sm import storage_daemon
 from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.interfaces import Purpose
 from xapi_migrate.together import started
@@ -48,3 +50,21 @@ async def test_an_attachment_is_cancelled_while_its_process_starts(
         assert remains.children(tmp_path / "T" / "state" / "datapaths") == {}
         await ours.sr.vdi_attach(vdi, Purpose.DOMAIN)
         await ours.sr.vdi_detach(vdi)
+
+
+DIES = 'n=$(cat times 2>/dev/null || echo 0); echo $((n + 1)) > times; [ $n -ge {times} ] || kill -SEGV $$; exec "$@"'
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest_twisted.ensureDeferred
+async def test_a_storage_daemon_dies_at_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """As QEMU 7.2's does now and then: another one is started, and if that does not help there is none."""
+    monkeypatch.setattr(storage_daemon, "ARGV", ("sh", "-c", DIES.format(times=times), "sh", *storage_daemon.ARGV))
+    async with two_hosts(tmp_path) as (ours, _):
+        vdi = await make_disk(ours, MIB)
+        if times == 2:
+            await ours.sr.vdi_attach(vdi, Purpose.DOMAIN)
+            await ours.sr.vdi_detach(vdi)
+        else:
+            with pytest.raises(SrBackendFailure, match="ended before its monitor answered"):
+                await ours.sr.vdi_attach(vdi, Purpose.DOMAIN)

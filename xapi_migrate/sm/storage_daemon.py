@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer
+from twisted.logger import Logger
 
 from xapi_migrate.processes.child import Child, find, spawn
 from xapi_migrate.processes.qmp import QMP, QMPError, connect
@@ -22,8 +23,15 @@ ARGV = (
 )
 
 
+_STARTS = 3
+"""QEMU 7.2's dies (SIGSEGV) about once in five thousand starts: when a client connects to its monitor while that is
+being set up."""
+
+
 class StorageDaemon:
     """One process. It outlives this object: `let_go` leaves it running, `find` meets it again."""
+
+    log = Logger()
 
     def __init__(self, child: Child, qmp: QMP, timeouts: SMTimeouts) -> None:
         self.child = child
@@ -43,12 +51,18 @@ class StorageDaemon:
     @classmethod
     async def start(cls, reactor: Any, folder: Path, timeouts: SMTimeouts) -> StorageDaemon:
         """Start one that does nothing yet. OSError, ConnectionError, TimeoutError, QMPError."""
-        child = await spawn(reactor, folder, ARGV)
-        try:
-            return cls(child, await connect(reactor, folder / MONITOR, lambda: child.alive, timeouts.start), timeouts)
-        except BaseException:
-            child.kill()
-            raise
+        left = _STARTS
+        while True:
+            child, left = await spawn(reactor, folder, ARGV), left - 1
+            try:
+                return cls(child, await _monitor(reactor, child, timeouts), timeouts)
+            except ConnectionError:  # it died; nobody has asked anything of it
+                if not left:
+                    raise
+                cls.log.warn("a qemu-storage-daemon in {folder} died at its start, starting another", folder=folder)
+            except BaseException:
+                child.kill()
+                raise
 
     @classmethod
     async def find(cls, reactor: Any, folder: Path, timeouts: SMTimeouts) -> StorageDaemon | None:
@@ -57,7 +71,7 @@ class StorageDaemon:
         if child is None:
             return None
         try:
-            return cls(child, await connect(reactor, folder / MONITOR, lambda: child.alive, timeouts.start), timeouts)
+            return cls(child, await _monitor(reactor, child, timeouts), timeouts)
         except (ConnectionError, TimeoutError, QMPError):
             await child.kill()
             return None
@@ -158,6 +172,10 @@ class StorageDaemon:
         """Stop watching; the process lives on."""
         self.qmp.close()
         self.child.abandon()
+
+
+async def _monitor(reactor: Any, child: Child, timeouts: SMTimeouts) -> QMP:
+    return await connect(reactor, child.folder / MONITOR, lambda: child.alive, timeouts.start)
 
 
 def _dashed(options: dict[str, Any]) -> dict[str, Any]:
