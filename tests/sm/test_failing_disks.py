@@ -218,6 +218,38 @@ async def test_an_image_that_is_gone_keeps_nobody_from_letting_go(tmp_path: Path
     assert host.services.alive().nothing
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_what_was_deactivated_meanwhile_is_not_opened_again(tmp_path: Path, restarted: bool) -> None:
+    """Another host may have it by then. It is activated as any other later."""
+    host = await make_host(tmp_path, "raw", SOON)
+    services = host.services
+    try:
+        vdi, _, client = await attached(host)
+        client.close()
+        there = image(host, vdi)
+        away = there.rename(tmp_path / "away")
+        await services.datapaths.get(vdi).daemon.child.kill()
+        await until(lambda: not services.datapaths._locks[vdi].locked, "it is being started")
+        await host.sr.vdi_deactivate(vdi)
+        if restarted:
+            services.let_go()
+            services = SMServices(reactor, services.state_dir, SOON)
+            await services.recover()
+            host = Host(services, open_sr(services, tmp_path / "sr", "raw", host.sr.uuid), tmp_path)
+        away.rename(there)
+        await until(lambda: services.datapaths.get(vdi) is not None, "it is not started again")
+        await services.datapaths.revived(vdi)
+        assert services.datapaths.get(vdi).users == {DOMAIN: False}
+        if restarted:
+            await host.sr.attach()
+        await host.sr.vdi_activate(vdi)
+        await host.sr.vdi_detach(vdi)
+    finally:
+        await services.stop()
+    assert services.alive().nothing
+
+
 @pytest_twisted.ensureDeferred
 async def test_processes_that_die_again_and_again_are_started_at_a_bounded_pace(tmp_path: Path) -> None:
     host, told = await make_host(tmp_path, "raw", SOON), []

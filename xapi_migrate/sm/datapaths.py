@@ -343,13 +343,23 @@ class Datapaths:
         return again
 
     async def revived(self, vdi: str) -> None:
-        """Fires when something was started in the place of a datapath that died, or cannot be now."""
+        """Fires when nothing is being started, at this moment, in the place of a datapath that died."""
         if vdi in self._reviving:
             async with self._one(vdi):
-                try:
-                    await self._living(vdi)
-                except (SrBackendFailure, *TROUBLE, OSError) as failure:
-                    self.log.info("VDI {vdi}: {failure}", vdi=vdi, failure=failure)
+                pass
+
+    async def deactivate_dead(self, vdi: str, user: str) -> None:
+        """What will be started in the place of a datapath that died does not open the image for this user."""
+        async with self._one(vdi):
+            datapath = self._all.get(vdi)
+            if datapath is None or user not in datapath.users:
+                return
+            if datapath.daemon.alive:
+                await datapath.deactivate(user)
+                return
+            datapath.users[user] = False
+            kept = Kept(datapath.of, datapath.users, datapath.closed, dying=True, lost=datapath.lost)
+            save_state(datapath.daemon.folder, kept)
 
     async def _end(self, datapath: Datapath) -> None:
         self._all.pop(datapath.of.vdi, None)

@@ -94,6 +94,7 @@ class Repository(ServesImages, CopiesImages, MovesImages):
         await self._services.datapaths.revived(uuid)
         datapath = self._services.datapaths.get(uuid)
         if datapath is None:
+            await self._services.datapaths.deactivate_dead(uuid, purpose.value)
             return
         copy = self._services.copies.of_vdi(uuid) if purpose is Purpose.DOMAIN else None
         if copy is None:
