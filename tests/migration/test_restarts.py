@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.migration.restarting import lost, never_two, restart
-from tests.migration.test_crashes import over
+from tests.migration.test_crashes import MESSAGES, over, settle
 from xapi_migrate.domains.interfaces import DomainState
 from xapi_migrate.errors import DomainError
 from xapi_migrate.migration.journal import Mark, marked
@@ -345,3 +345,32 @@ def test_the_receiving_host_is_gone_after_commit(world: TwoHosts) -> None:
     assert len(here.srs[here.sr].storage.disks) == 2
     assert world.source.left_behind() == []
     assert world.source.journals.all == here.journals.all == {}
+
+
+# -- a daemon that ends in order ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_that_comes_when_the_daemon_has_let_go(world: TwoHosts, message: str) -> None:
+    """Storage and hypervisors are closed by then: whatever it asks for is left to the next daemon."""
+    host, written, struck = world.destination, list[Mark](), list[str]()
+
+    def hook(number: int, sent: str) -> Fate:
+        if sent == message and not struck:
+            struck.append(sent)
+            started(host.engine.stop())
+            host.journals.before = lambda journal, mark: written.append(mark)
+            world.clock.callLater(0.5, began_anew)
+        return Fate.DELIVERED
+
+    def began_anew() -> None:
+        host.journals.before = lambda journal, mark: None
+        restart(host)
+
+    world.wire.fate = hook
+    task = world.migrate(world.source.new_vm())
+    assert world.run(60, lambda: over(task) and bool(struck))
+    assert written == []
+    never_two(world)
+    settle(world, task)
+    assert len(world.source.running()) + len(world.destination.running()) == 1

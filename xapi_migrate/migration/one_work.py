@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from twisted.internet import defer, task
 from twisted.logger import Logger
@@ -13,6 +13,7 @@ from ..errors import MigrateError
 from ..together import started
 
 log = Logger()
+T = TypeVar("T")
 
 
 def exception_of(failure: Failure) -> Exception:
@@ -27,10 +28,15 @@ class OneWork:
         self._clock = clock
         self._migration = migration
         self._current: defer.Deferred[None] | None = None
+        self._left = False
 
     def do(self, work: Awaitable[None], then: Callable[[], None], otherwise: Callable[[Exception], None]) -> None:
         """Begin `work`; `then` when it has ended well, `otherwise` with what went wrong."""
         self.stop()
+        if self._left:
+            if isinstance(work, Coroutine):
+                work.close()
+            return
         self._current = running = started(work)
 
         def ended(_: None) -> None:
@@ -58,3 +64,22 @@ class OneWork:
         current, self._current = self._current, None
         if current is not None:
             current.cancel()
+
+    def leave(self) -> None:
+        """Cancel it, and begin none any more: the daemon ends, and what a work would need is closed after this. A
+        message that still comes moves the machine, but is answered by the next daemon."""
+        self._left = True
+        self.stop()
+
+    async def answer(self, asked: Coroutine[Any, Any, T]) -> T:
+        """What is done for a message outside of the machine. Once this has been left there is no answer: the connection
+        breaks with the daemon, and the next one is asked again."""
+        try:
+            if not self._left:
+                return await asked
+            asked.close()
+        except Exception:
+            if not self._left:
+                raise
+        never: defer.Deferred[T] = defer.Deferred()
+        return await never

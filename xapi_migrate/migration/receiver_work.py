@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from twisted.internet import defer
 from zope.interface import implementer
@@ -22,6 +23,8 @@ from .receiver_task import ReceiverTask
 from .receiver_turn import ReceiverTurn
 from .receiver_watches import ReceiverWatches
 from .undo import surely
+
+T = TypeVar("T")
 
 
 @implementer(IReceiverWork)
@@ -49,7 +52,11 @@ class ReceiverWork:
     def let_go(self) -> None:
         """The daemon stops: the next one takes it up from the journal."""
         self.watches.stop()
-        self._work.stop()
+        self._work.leave()
+
+    async def answer(self, asked: Coroutine[Any, Any, T]) -> T:
+        """See OneWork."""
+        return await self._work.answer(asked)
 
     def all_prepared(self) -> None:
         """The sender may go on from 2.2: what `prepare` is for is there, made now or by an earlier daemon."""

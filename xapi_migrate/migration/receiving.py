@@ -133,7 +133,8 @@ class Receiving:
                 raise self._wrong_moment(f"GET disk/{number}")
             if number >= len(plan.disks):
                 raise HandleInvalid("disk", str(number))
-            return await phase2_receiving.offer_disk(self.migration, plan.disks[number], address)
+            offer = phase2_receiving.offer_disk(self.migration, plan.disks[number], address)
+            return await self._work.answer(offer)
         finally:
             self._work.making.release()
 

@@ -109,6 +109,7 @@ class Sending:
         """The daemon stops: nothing is undone, the next one takes it up from the journal."""
         self._left = True
         self._stop_all()
+        self._work.leave()
         if self.migration.memory_put is not None:
             self.migration.memory_put.addErrback(lambda _: None)
             self.migration.memory_put.cancel()
