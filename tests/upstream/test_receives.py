@@ -100,10 +100,10 @@ async def test_the_daemon_dies_when_the_upstream_has_answered(kind: str, tmp_pat
             await w.nothing_here(here)
             w.at_one()
             if call[0] != "task.create":  # its answer is lost, so nobody knows of the task
-                assert w.xapi.records("task") == {}
+                assert w.upstream.records("task") == {}
 
 
-AROUND = [("xapi", call) for call in CALLS] + [("daemon", call) for call in (CALLS[1], CALLS[5], CALLS[7], CALLS[8])]
+AROUND = [("xapi", call) for call in CALLS] + [("daemon", call) for call in (CALLS[1], CALLS[5], CALLS[7], CALLS[9])]
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -300,12 +300,12 @@ async def test_another_of_its_uuid_that_comes_meanwhile_is_left_alone(kind: str,
 
 
 def _disk_destroyed(w: World) -> None:
-    w.xapi.database.VDI_destroy(next(iter(w.xapi.records("VDI"))))
+    w.upstream.database.VDI_destroy(next(iter(w.upstream.records("VDI"))))
 
 
 def _disk_taken(w: World) -> None:
-    another = w.xapi.database.create("VM", name_label="another", is_a_template=False)
-    w.xapi.database.create("VBD", VM=another, VDI=next(iter(w.xapi.records("VDI"))), mode="RW", type="Disk")
+    another = w.upstream.database.create("VM", name_label="another", is_a_template=False)
+    w.upstream.database.create("VBD", VM=another, VDI=next(iter(w.upstream.records("VDI"))), mode="RW", type="Disk")
 
 
 @pytest.mark.parametrize("call", [("PUT", 1), ("PUT", 2), ("VM.set_blocked_operations", 1)])
@@ -315,15 +315,15 @@ async def test_it_does_not_arrive_without_a_disk_that_is_its_own(
     tmp_path: Path, act: Callable[[World], None], call: tuple[str, int]
 ) -> None:
     """Somebody destroys a VDI that is being received, or gives it to another VM."""
-    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+    async with world(tmp_path) as w, beside(w.upstream.toolstack, w.kept) as here:
         uris = await w.offer(here)
         w.at(here, *call, lambda: act(w), after=True)
         task = await w.migrate(uris)
         assert await w.over(task) == "failure"
         w.stayed()
         await w.nothing_here(here)
-        assert w.uuid not in [vm["uuid"] for vm in w.xapi.records("VM").values()]
-        assert w.xapi.records("VDI") == {} and w.xapi.memory == {}
+        assert w.uuid not in [vm["uuid"] for vm in w.upstream.records("VM").values()]
+        assert w.upstream.records("VDI") == {} and w.upstream.memory == {}
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -331,15 +331,17 @@ async def test_it_does_not_arrive_without_a_disk_that_is_its_own(
 async def test_no_block_of_ours_is_left_where_somebody_has_changed_what_waits(tmp_path: Path, marked: bool) -> None:
     """One block is taken away, and perhaps the mark. The VM waits, locked, because the session has ended. What others
     have blocked meanwhile stays blocked."""
-    async with world(tmp_path) as w, beside(w.xapi.toolstack, w.kept) as here:
+    async with world(tmp_path) as w, beside(w.upstream.toolstack, w.kept) as here:
         uris = await w.offer(here)
-        w.kept.journals.after = lambda _, mark: w.xapi.records("session").clear() if mark is Mark.COMMITTED else None
+        w.kept.journals.after = lambda _, mark: (
+            w.upstream.records("session").clear() if mark is Mark.COMMITTED else None
+        )
         assert await w.over(await w.migrate(uris)) == "success"
-        [(ref, vm)] = w.xapi.records("VM").items()
+        [(ref, vm)] = w.upstream.records("VM").items()
         kept = {operation: why for operation, why in vm["blocked_operations"].items() if operation != "start"}
-        w.xapi.database.update("VM", ref, blocked_operations={**kept, "pool_migrate": "theirs"})
+        w.upstream.database.update("VM", ref, blocked_operations={**kept, "pool_migrate": "theirs"})
         if not marked:
-            w.xapi.database.update("VM", ref, other_config={})
+            w.upstream.database.update("VM", ref, other_config={})
         await w.offer(here)
         await w.nothing_here(here)
         assert w.arrived()["blocked_operations"] == {"clone": "mine", "pool_migrate": "theirs"}
