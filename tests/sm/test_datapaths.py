@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import defer, reactor, task
 
-from tests.sm.two_hosts import MIB, make_disk, two_hosts
+from tests.sm.two_hosts import MIB, QUICK, make_disk, two_hosts
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes import remains
 from xapi_migrate.sm import storage_daemon
@@ -68,3 +70,41 @@ async def test_a_storage_daemon_dies_at_its_start(tmp_path: Path, monkeypatch: p
         else:
             with pytest.raises(SrBackendFailure, match="ended before its monitor answered"):
                 await ours.sr.vdi_attach(vdi, Purpose.DOMAIN)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_no_client_comes_before_the_monitor_is_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """QEMU 7.2 would read its commands in two threads."""
+    asked: list[bool] = []
+
+    def at_work(pid: int) -> bool:
+        asked.append(storage_daemon.find(reactor, tmp_path / "p") is not None)
+        return busy or len(asked) < 5
+
+    monkeypatch.setattr(storage_daemon, "_at_work", at_work)
+    monkeypatch.setattr(storage_daemon, "connect", None)
+    with pytest.raises(TimeoutError if busy else TypeError):  # a client that comes would be a TypeError
+        await storage_daemon.StorageDaemon.start(reactor, tmp_path / "p", attrs.evolve(QUICK, start=1.0))
+    assert asked[:5] == [True] * 5
+    child = storage_daemon.find(reactor, tmp_path / "p")
+    if child is not None:
+        await child.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_whether_a_thread_of_a_process_is_at_work(tmp_path: Path) -> None:
+    spin = "import threading; threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
+    busy = await storage_daemon.spawn(reactor, tmp_path / "busy", [sys.executable, "-c", spin])
+    idle = await storage_daemon.spawn(reactor, tmp_path / "idle", storage_daemon.ARGV)
+    try:
+        while not storage_daemon._at_work(busy.pid) or not (idle.folder / storage_daemon.UP).exists():
+            await task.deferLater(reactor, 0.01)
+        while storage_daemon._at_work(idle.pid):
+            await task.deferLater(reactor, 0.01)
+    finally:
+        await busy.kill()
+        await idle.kill()
+    assert not storage_daemon._at_work(idle.pid)

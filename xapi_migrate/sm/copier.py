@@ -20,7 +20,7 @@ from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.addresses import LunAddress, NBDAddress, read_address
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.nbd_target import KEYS, write_key
-from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
+from xapi_migrate.sm.storage_daemon import MONITOR, NBD, UP, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
 
 EXPORT = "lun"
@@ -178,7 +178,7 @@ class Copier:
             await refuser.end()
         elif child := find(self._reactor, self.folder / "refuser"):
             await child.kill()
-        for name in (NBD, KEYS, "qmp.sock", "process.json", "stdout", "stderr"):
+        for name in (NBD, KEYS, MONITOR, UP, "process.json", "stdout", "stderr"):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / "refuser").exists():
             await threads.deferToThread(shutil.rmtree, self.folder / "refuser", ignore_errors=True)

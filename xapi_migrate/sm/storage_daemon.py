@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import defer
+from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from xapi_migrate.processes.child import Child, find, spawn
@@ -14,18 +14,20 @@ from xapi_migrate.sm.timeouts import SMTimeouts
 
 MONITOR = "qmp.sock"
 NBD = "nbd.sock"
+UP = "up"
+"""The file that says that it has done what its command line asks for."""
 ARGV = (
     "qemu-storage-daemon",
     "--chardev",
     f"socket,id=monitor,path={MONITOR},server=on,wait=off",
     "--monitor",
     "chardev=monitor",
+    "--pidfile",
+    UP,
 )
 
 
 _STARTS = 3
-"""QEMU 7.2's dies (SIGSEGV) about once in five thousand starts: when a client connects to its monitor while that is
-being set up."""
 
 
 class StorageDaemon:
@@ -53,8 +55,10 @@ class StorageDaemon:
         """Start one that does nothing yet. OSError, ConnectionError, TimeoutError, QMPError."""
         left = _STARTS
         while True:
+            (folder / UP).unlink(missing_ok=True)
             child, left = await spawn(reactor, folder, ARGV), left - 1
             try:
+                await _until_set_up(reactor, child, timeouts.start)
                 return cls(child, await _monitor(reactor, child, timeouts), timeouts)
             except ConnectionError:  # it died; nobody has asked anything of it
                 if not left:
@@ -172,6 +176,31 @@ class StorageDaemon:
         """Stop watching; the process lives on."""
         self.qmp.close()
         self.child.abandon()
+
+
+async def _until_set_up(reactor: Any, child: Child, timeout: float) -> None:
+    """Wait until nobody works on its monitor any more. QEMU 7.2 sets that up in a thread of its own; a client that is
+    let in meanwhile makes two threads read of its socket: now and then it dies of that (in monitor_can_read), or a byte
+    of a command is lost much later. ConnectionError when it has died, TimeoutError."""
+    deadline = reactor.seconds() + timeout
+    while not (child.folder / UP).exists() or _at_work(child.pid):
+        if not child.alive:
+            raise ConnectionError(f"{child.folder.name} ended before its monitor answered")
+        if reactor.seconds() > deadline:
+            raise TimeoutError(f"qemu-storage-daemon in {child.folder} was not set up within {timeout:g} seconds")
+        await task.deferLater(reactor, 0.005)
+
+
+def _at_work(pid: int) -> bool:
+    """Whether a thread of the process is not asleep, its first one aside. False if it is gone."""
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            state = (thread / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if int(thread.name) != pid and state != "S":
+            return True
+    return False
 
 
 async def _monitor(reactor: Any, child: Child, timeouts: SMTimeouts) -> QMP:
