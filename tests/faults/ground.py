@@ -28,6 +28,7 @@ from xapi_migrate.lab.host import LabHost
 from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest
 from xapi_migrate.migration.stops import FOLDER
+from xapi_migrate.processes import remains
 from xapi_migrate.testing.guests import ticker
 
 SETTINGS = {
@@ -252,6 +253,7 @@ class Ground:
             found = [f"{folder} {pid}" for folder in ("tgt",) for pid in self.processes(host, folder)]
             for folder in ("copiers", "nbd"):
                 found += [str(path) for path in (host.state_dir / folder).glob("*")]
+                found += [f"process {path}" for path in remains.children(host.state_dir / folder).values()]
             datapaths = self.processes(host, "datapaths")
             return found if len(datapaths) == 2 else [*found, f"{len(datapaths)} datapaths of 2 disks"]
 

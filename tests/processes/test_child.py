@@ -75,6 +75,17 @@ async def test_found_again(short_tmp):
 
 
 @ensureDeferred
+async def test_a_folder_has_one_process(short_tmp):
+    first = await child.spawn(reactor, short_tmp / "p", ["sleep", "100"])
+    second = await child.spawn(reactor, short_tmp / "p", ["sleep", "100"])
+    try:
+        assert second.alive and not first.alive
+        assert child.find(reactor, short_tmp / "p").pid == second.pid
+    finally:
+        await second.kill()
+
+
+@ensureDeferred
 async def test_a_recycled_pid_is_not_mistaken(short_tmp):
     process = await child.spawn(reactor, short_tmp / "p", ["sleep", "100"])
     record = short_tmp / "p" / child.RECORD

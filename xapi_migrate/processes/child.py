@@ -186,7 +186,11 @@ async def spawn(
     env: Mapping[str, str] = os.environ,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start `argv` in `folder` (made if missing). OSError if the program cannot be started; cancelled, nothing runs."""
+    """Start `argv` in `folder` (made if missing). OSError if the program cannot be started; cancelled, nothing runs.
+    A folder has one process: what an earlier daemon was just starting in it is ended."""
+    before = find(reactor, folder)
+    if before is not None:
+        await before.kill()
     started: list[ProcessName] = []
     try:
         await in_thread(lambda: started.append(_spawn(folder, argv, env, pass_fds)))
