@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 from twisted.internet import threads
@@ -17,6 +18,9 @@ from xapi_migrate.sm.interfaces import ImageFormat, ImageLocation, ISRBackend, S
 from xapi_migrate.sm.optional import ISharedServices
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DRAFT = ".new"
+_FORGOTTEN = 3600.0
+"""Seconds after which a draft is not one that another host is just making."""
 _NONCE = re.compile(r"[0-9a-f-]{1,64}")
 
 
@@ -36,6 +40,7 @@ class FileBackend:
     async def attach(self) -> None:
         if not await threads.deferToThread(os.access, self._location, os.W_OK | os.X_OK):
             raise SrBackendFailure(f"attaching SR {self._uuid}", f"{self._location} is no directory one can write to")
+        await in_thread(self._remove_drafts)
 
     async def detach(self) -> None:
         pass
@@ -58,7 +63,7 @@ class FileBackend:
             return info  # a repeat
         await self._check_room(size)
         path = self._location / f"{uuid}{SUFFIX[self._format]}"
-        draft = path.with_suffix(".new")
+        draft = path.with_suffix(_DRAFT)
         try:
             if self._format is ImageFormat.RAW:
                 await in_thread(make_sparse, draft, size)
@@ -107,6 +112,15 @@ class FileBackend:
 
     # -- in threads
 
+    def _remove_drafts(self) -> None:
+        """Of images that a killed daemon was making."""
+        for draft in self._location.glob(f"*{_DRAFT}"):
+            try:
+                if _UUID.fullmatch(draft.stem) and time.time() - draft.stat().st_mtime > _FORGOTTEN:
+                    draft.unlink(missing_ok=True)
+            except OSError:
+                continue  # another host was quicker, or may do what this one may not
+
     def _stat(self) -> SRStat:
         found = self._scan()
         if self._limit:
@@ -140,7 +154,7 @@ class FileBackend:
     def _write_nonce(self, path: Path, value: str) -> None:
         if value:
             path.parent.mkdir(exist_ok=True)
-            draft = path.with_suffix(".new")
+            draft = path.with_suffix(_DRAFT)
             draft.write_text(value)
             draft.replace(path)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_wrong_device_config_is_said(tmp_path: Path, config: dict[str, str]) -> 
 async def test_a_missing_directory_is_said_at_attach(tmp_path: Path) -> None:
     with pytest.raises(SrBackendFailure, match="no directory"):
         await open_sr(tmp_path / "absent").attach()
+
+
+@pytest_twisted.ensureDeferred
+async def test_drafts_of_a_killed_daemon_go_at_attach(tmp_path: Path) -> None:
+    forgotten, fresh, stranger = (tmp_path / f"{name}.new" for name in (uuid.uuid4(), uuid.uuid4(), "mine"))
+    for draft in (forgotten, fresh, stranger):
+        draft.touch()
+    for draft in (forgotten, stranger):
+        os.utime(draft, (0, 0))
+    await open_sr(tmp_path).attach()
+    assert sorted(tmp_path.glob("*.new")) == sorted([fresh, stranger])
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])
