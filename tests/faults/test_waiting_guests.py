@@ -24,6 +24,8 @@ def guest(ground: Ground, request: Any) -> Iterator[GuestOf]:
     """A guest of its own at the sender, with raw disks if the test does not say otherwise."""
     ground.open()
     host, world = ground.sender, ground.world
+    ground.made = None
+    world.empty()
     made = world.new_guest(host, SMALL, getattr(request, "param", "local-raw"))
     try:
         yield made
