@@ -97,6 +97,14 @@ class Ground:
         if opened is not None:
             opened.close()
 
+    def no_guest(self) -> None:
+        """The one that moved in the cases so far goes."""
+        made, self.made = self.made, None
+        if made is not None:
+            for host in (self.sender, self.receiver):
+                if made.uuid in self.world.vms(host):
+                    self.world.destroy(host, made.uuid)
+
     @property
     def link(self) -> Link:
         """From the sender to the receiver."""

@@ -26,21 +26,13 @@ COPY, SUSPENDED = Point("sender", "3.6"), Point("sender", "4.3")
 def qcow2(ground: Ground) -> Iterator[None]:
     """The guest is one with qcow2 images, before and after the case."""
     ground.open()
-    _no_guest(ground)
+    ground.no_guest()
     ground.label = "local-qcow2"
     try:
         yield
     finally:
         ground.label = "local-raw"
-        _no_guest(ground)
-
-
-def _no_guest(ground: Ground) -> None:
-    made, ground.made = ground.made, None
-    if made is not None:
-        for host in (ground.sender, ground.receiver):
-            if made.uuid in ground.world.vms(host):
-                ground.world.destroy(host, made.uuid)
+        ground.no_guest()
 
 
 def dies(side: str) -> Blow:

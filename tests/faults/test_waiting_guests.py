@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,8 @@ WAITS, WORKS = "VM_WAITS_FOR_DISK", "VM_DISK_WORKS_AGAIN"
 def guest(ground: Ground, request: Any) -> Iterator[GuestOf]:
     """A guest of its own at the sender, with raw disks if the test does not say otherwise."""
     ground.open()
+    ground.no_guest()
     host, world = ground.sender, ground.world
-    ground.made = None
-    world.empty()
     made = world.new_guest(host, SMALL, getattr(request, "param", "local-raw"))
     try:
         yield made
@@ -61,6 +61,15 @@ def restart(host: LabHost) -> None:
     host.kill()
     host.start()
     host.wait_ready()
+
+
+def take_image_away(ground: Ground, guest: GuestOf) -> tuple[Path, Path]:
+    """The first disk's, and end the datapaths; where it was, and where it is."""
+    image = ground.world.images(ground.sender, guest.uuid)[0]
+    away = image.rename(image.with_suffix(".away"))
+    for pid in ground.processes(ground.sender, "datapaths"):
+        os.kill(pid, signal.SIGKILL)
+    return image, away
 
 
 def call(ground: Ground, method: str, uuid: str, *arguments: Any) -> None:
@@ -128,10 +137,7 @@ def test_a_flush_that_fails_is_a_loss_of_power(ground: Ground, guest: GuestOf, a
 def test_a_raw_image_that_is_gone(ground: Ground, guest: GuestOf) -> None:
     """Its datapath has died, and no other can be started before it is back."""
     host, world = ground.sender, ground.world
-    image = world.images(host, guest.uuid)[0]
-    away = image.rename(image.with_suffix(".away"))
-    for pid in ground.processes(host, "datapaths"):
-        os.kill(pid, signal.SIGKILL)
+    image, away = take_image_away(ground, guest)
     [told] = wait_for(ground, guest.uuid, WAITS)
     assert f"VDI {guest.vdis[0]}" in told["body"] and "No such file" in told["body"]
     restart(host)
@@ -146,10 +152,7 @@ def test_a_raw_image_that_is_gone(ground: Ground, guest: GuestOf) -> None:
 
 def test_a_guest_whose_raw_image_is_gone_is_shut_down(ground: Ground, guest: GuestOf) -> None:
     host, world = ground.sender, ground.world
-    image = world.images(host, guest.uuid)[0]
-    away = image.rename(image.with_suffix(".away"))
-    for pid in ground.processes(host, "datapaths"):
-        os.kill(pid, signal.SIGKILL)
+    image, away = take_image_away(ground, guest)
     world.wait(lambda: len(ground.processes(host, "datapaths")) == 1, "the other disk's is not started again")
     call(ground, "hard_shutdown", guest.uuid)
     assert state(ground, guest.uuid) == "Halted" and ground.processes(host, "datapaths") == []

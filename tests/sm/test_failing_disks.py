@@ -292,7 +292,6 @@ def run(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
-@pytest.mark.skipif(not Path("/dev/loop-control").exists() or os.geteuid() != 0, reason="needs loop devices")
 @pytest_twisted.ensureDeferred
 async def test_what_the_kernel_could_not_write_is_not_shown_to_the_next_domain(tmp_path: Path) -> None:
     """Linux drops a page that it could not write, says so once, and goes on showing it as long as it has it cached."""

@@ -108,7 +108,7 @@ class Copy:
             await self.copier.start(url)
             mirror = self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
             # the datapath waits for it, and answers once it is gone
-            timer = self._reactor.callLater(self._timeouts.attach, self._end_copier, "does not answer")
+            timer = self._reactor.callLater(self._timeouts.attach, self._end_silent_copier)
             try:
                 await mirror.start(datapath.gate.nodes.gate, self.copier.socket, datapath.of.virtual_size)
                 return
@@ -123,8 +123,8 @@ class Copy:
                 if timer.active():
                     timer.cancel()
 
-    def _end_copier(self, why: str) -> None:
-        self.log.warn("copy {ref}: its copier {why}, and is ended", ref=self.of.ref, why=why)
+    def _end_silent_copier(self) -> None:
+        self.log.warn("copy {ref}: its copier does not answer, and is ended", ref=self.of.ref)
         defer.ensureDeferred(self.copier.kill()).addErrback(lambda failure: self.log.failure("ending it", failure))
 
     async def has_begun(self, datapath: Datapath, kept: Kept) -> bool:
