@@ -165,7 +165,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     toolstack = make_toolstack(
         server, drivers, make_sr, domains, LinuxBridges(), host, state_dir, reactor, claims, config.without_bridge
     )
-    services.datapaths.waiting = toolstack.disk_waits.of_vdi
+    services.datapaths.reviving.waiting = toolstack.disk_waits.of_vdi
     daemon.closes(toolstack.close)
     await toolstack.open()
 

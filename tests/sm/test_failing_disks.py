@@ -16,7 +16,7 @@ from twisted.internet import reactor, task
 
 from tests.faults.failing_disk import FailingDisk
 from tests.sm.two_hosts import MIB, QUICK, Host, SMServices, image, make_disk, make_host, open_sr
-from xapi_migrate.sm.datapath import DOMAIN
+from xapi_migrate.sm.datapath_state import DOMAIN
 from xapi_migrate.sm.flushing import flush
 from xapi_migrate.sm.interfaces import Purpose
 from xapi_migrate.testing.nbd_guest import NBDClient, NBDError, connect
@@ -164,7 +164,7 @@ async def test_an_image_that_is_gone_is_waited_for(tmp_path: Path, restarted: bo
     def tell(one: str, why: str) -> None:
         told.append((reactor.seconds(), why))
 
-    services.datapaths.waiting = tell
+    services.datapaths.reviving.waiting = tell
     try:
         vdi, socket, client = await attached(host)
         await client.write(0, b"w" * 4096)
@@ -177,7 +177,7 @@ async def test_an_image_that_is_gone_is_waited_for(tmp_path: Path, restarted: bo
             services.let_go()
             os.kill(pid, signal.SIGKILL)
             services = SMServices(reactor, services.state_dir, SOON)
-            services.datapaths.waiting = tell
+            services.datapaths.reviving.waiting = tell
             await services.recover()
             host = Host(services, open_sr(services, tmp_path / "sr", "raw", host.sr.uuid), tmp_path)
             await host.sr.attach()
@@ -201,7 +201,7 @@ async def test_an_image_that_is_gone_is_waited_for(tmp_path: Path, restarted: bo
 @pytest_twisted.ensureDeferred
 async def test_an_image_that_is_gone_keeps_nobody_from_letting_go(tmp_path: Path) -> None:
     host, told = await make_host(tmp_path, "raw", SOON), []
-    host.services.datapaths.waiting = lambda vdi, why: told.append(why)
+    host.services.datapaths.reviving.waiting = lambda vdi, why: told.append(why)
     try:
         vdi, _, client = await attached(host)
         client.close()
@@ -253,7 +253,7 @@ async def test_what_was_deactivated_meanwhile_is_not_opened_again(tmp_path: Path
 @pytest_twisted.ensureDeferred
 async def test_processes_that_die_again_and_again_are_started_at_a_bounded_pace(tmp_path: Path) -> None:
     host, told = await make_host(tmp_path, "raw", SOON), []
-    host.services.datapaths.waiting = lambda vdi, why: told.append(why)
+    host.services.datapaths.reviving.waiting = lambda vdi, why: told.append(why)
     try:
         vdi, _, client = await attached(host)
         client.close()

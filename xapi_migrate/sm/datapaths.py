@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
-from twisted.internet import defer, task, threads
+from twisted.internet import defer, threads
 from twisted.logger import Logger
 
 from xapi_migrate.errors import SrBackendFailure, VdiInUse
 from xapi_migrate.processes.child import of_this_boot
 from xapi_migrate.processes.qmp import QMPError
-from xapi_migrate.sm.datapath import (
+from xapi_migrate.sm.datapath import TROUBLE, Datapath
+from xapi_migrate.sm.datapath_state import (
     COPY,
     DOMAIN,
     TARGET,
-    TROUBLE,
-    VIEW,
-    Datapath,
     DatapathOf,
     Kept,
     can_be_revived,
     read_state,
     save_state,
 )
+from xapi_migrate.sm.images import Images
+from xapi_migrate.sm.lost_writes import LostWrites
+from xapi_migrate.sm.mounts import forget_cached, unmount_and_remove
+from xapi_migrate.sm.reviving import Reviving
 from xapi_migrate.sm.storage_daemon import NBD, StorageDaemon
 from xapi_migrate.sm.timeouts import SMTimeouts
-from xapi_migrate.together import started
-
-
-@attrs.frozen
-class ImageCalls:
-    """What has to be done for an image before it is opened (repeatable), and after the last datapath that used it is
-    gone (raises nothing)."""
-
-    attach: Callable[[str], Awaitable[None]]
-    detach: Callable[[str], Awaitable[None]]
 
 
 class Datapaths:
@@ -55,47 +43,26 @@ class Datapaths:
         self._folder = folder
         self._timeouts = timeouts
         self._all: dict[str, Datapath] = {}
-        self._images: dict[str, ImageCalls] = {}
         self._locks: dict[str, defer.DeferredLock] = {}
-        self._reviving: dict[str, defer.Deferred[None]] = {}
-        self._losing: Callable[[str, str], Awaitable[None]] | None = None
-        self._lost: list[tuple[Path, str]] = []
-        self._flushed: dict[str, defer.Deferred[None]] = {}
-        self.waiting: Callable[[str, str], None] = lambda vdi, why: None
-        """Called with a VDI and a phrase each time its datapath has died under a domain, or cannot be started in the
-        place of one that has; with "" when one has lived for a while."""
+        self._lost = LostWrites(self._give_up)
+        self.images = Images()
+        self.reviving = Reviving(reactor, timeouts, self.images, self._all.get, self._living_in_turn)
 
     async def when_lost(self, lose: Callable[[str, str], Awaitable[None]]) -> None:
         """`lose(socket, reason)` is called for each datapath that dies and has lost writes of its domain, which is
         connected to this socket; first for those of which an earlier daemon could not tell. To go on with another
         process would be silent corruption: the domain has to be ended."""
-        self._losing = lose
-        lost, self._lost = self._lost, []
-        for folder, reason in lost:
-            await lose(str(folder / NBD), reason)
+        for folder in await self._lost.when(lose):
             await self._clear(folder)
 
     def refused(self, socket: str, why: str) -> None:
-        """The disk behind this socket has refused a request of its domain, or ("") takes them again. It may be a flush
-        that failed, or may come with one. What was written before may never be on the disk then, and no later flush
-        would say so: that disk is lost to its domain."""
+        """The disk behind this socket has refused a request of its domain, or ("") takes them again. After a flush that
+        failed it is lost to its domain."""
         datapath = next((one for one in self._all.values() if str(one.daemon.folder / NBD) == socket), None)
         if datapath is None or not datapath.daemon.alive or not datapath.users.get(DOMAIN):  # then it is the gate
             return
-        vdi = datapath.of.vdi
-        if not why:
-            datapath.doubtful = False
-        elif vdi not in self._flushed:
-            datapath.doubtful = True
-            flushed = self._flushed[vdi] = started(self._check_flushes(datapath))
-            flushed.addErrback(lambda failure: failure.trap(defer.CancelledError, SrBackendFailure) and None)
-            flushed.addErrback(lambda failure: self.log.failure("a flush of VDI {vdi}", failure, vdi=vdi))
-            flushed.addBoth(lambda _: self._flushed.pop(vdi, None) and None)
-
-    async def _check_flushes(self, datapath: Datapath) -> None:
-        if await datapath.flush_failed():
-            await self._give_up(datapath)
-            self._tell_lost(datapath.daemon.folder, _unflushed(datapath.of.vdi))
+        if why:
+            self._lost.doubt(datapath)
         else:
             datapath.doubtful = False
 
@@ -103,20 +70,6 @@ class Datapaths:
         """The VDI's datapath if it has one that lives."""
         datapath = self._all.get(vdi)
         return datapath if datapath is not None and datapath.daemon.alive else None
-
-    def images_of(self, sr: str, calls: ImageCalls) -> None:
-        """What images of this SR need before they are opened and after they are closed."""
-        self._images[sr] = calls
-
-    async def image_attach(self, sr: str, vdi: str) -> None:
-        """Make an image reachable on this host. `attach` does it by itself."""
-        if sr in self._images:
-            await self._images[sr].attach(vdi)
-
-    async def image_detach(self, sr: str, vdi: str) -> None:
-        """An image is not used on this host any more. `detach` does it by itself."""
-        if sr in self._images:
-            await self._images[sr].detach(vdi)
 
     def of_sr(self, sr: str) -> list[str]:
         """The VDIs of this SR that are attached."""
@@ -159,7 +112,7 @@ class Datapaths:
         self.log.warn("VDI {vdi} cannot be flushed: the last writes of its domain may be lost", vdi=datapath.of.vdi)
         datapath.lost = True
         await datapath.daemon.end()
-        await threads.deferToThread(_forget_cached, Path(datapath.of.path))
+        await threads.deferToThread(forget_cached, Path(datapath.of.path))
 
     def exchanged(self, datapath: Datapath, of: DatapathOf) -> None:
         """The datapath is another VDI's from now on. Its folder keeps its name: a domain may be connected there."""
@@ -187,7 +140,7 @@ class Datapaths:
             revivable = not kept.lost and can_be_revived(kept.of, kept.users, kept.closed)
             if not (this_boot or daemon) or not revivable:
                 if this_boot and DOMAIN in kept.users:
-                    self._lost.append((folder, _unflushed(kept.of.vdi) if kept.lost else _died(kept.of.vdi)))
+                    (self._lost.unflushed if kept.lost else self._lost.died)(folder, kept.of.vdi)
                 else:
                     await self._clear(folder)
                 continue
@@ -195,7 +148,7 @@ class Datapaths:
                 await self._begin_anew(folder, kept.of, kept.users)
             except (SrBackendFailure, *TROUBLE, OSError):
                 self.log.failure("the datapath of VDI {vdi} died and cannot be started again", vdi=kept.of.vdi)
-                self._begin_reviving(kept.of.vdi, self._timeouts.revive)
+                self.reviving.begin(kept.of.vdi, at_once=False)
 
     def let_go(self) -> None:
         """Stop watching; the processes live on."""
@@ -206,8 +159,8 @@ class Datapaths:
 
     def rest(self) -> None:
         """Nothing is started or ended by itself any more."""
-        for work in (*self._reviving.values(), *self._flushed.values()):
-            work.cancel()
+        self.reviving.rest()
+        self._lost.rest()
 
     def alive(self) -> list[str]:
         """The VDIs that have a living datapath."""
@@ -218,7 +171,7 @@ class Datapaths:
         await self._clear(folder)
         daemon = None
         try:
-            await self.image_attach(of.sr, of.vdi)
+            await self.images.attach(of.sr, of.vdi)
             daemon = await StorageDaemon.start(self._reactor, folder, self._timeouts)
             datapath = Datapath(daemon, of, {})
             await datapath.build()
@@ -226,7 +179,7 @@ class Datapaths:
             if daemon is not None:
                 await daemon.end()
             await self._clear(folder)
-            await self.image_detach(of.sr, of.vdi)
+            await self.images.detach(of.sr, of.vdi)
             if isinstance(failure, (OSError, ConnectionError, TimeoutError, defer.TimeoutError, QMPError)):
                 raise SrBackendFailure(f"attaching VDI {of.vdi}", str(failure)) from failure
             raise
@@ -244,75 +197,15 @@ class Datapaths:
             return
         if not datapath.can_be_revived():
             if DOMAIN in datapath.users and not datapath.lost:
-                self._tell_lost(datapath.daemon.folder, _died(vdi))
+                self._lost.died(datapath.daemon.folder, vdi)
             return
-        if vdi not in self._reviving:
+        if vdi not in self.reviving:
             self.log.warn("the datapath of VDI {vdi} died: its domain waits for another one", vdi=vdi)
-            self._begin_reviving(vdi)
+            self.reviving.begin(vdi)
 
-    def _tell_lost(self, folder: Path, reason: str) -> None:
-        """The folder keeps its name when the disk's image is exchanged: its socket is what the domain knows."""
-        if self._losing is None:
-            self._lost.append((folder, reason))
-            return
-        losing = started(self._losing(str(folder / NBD), reason))
-        losing.addErrback(lambda failure: self.log.failure("the domain of {folder}", failure, folder=folder))
-
-    def _begin_reviving(self, vdi: str, pause: float = 0.0) -> None:
-        reviving = self._reviving[vdi] = started(self._revive(vdi, pause))
-        reviving.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
-        reviving.addErrback(
-            lambda failure: self.log.failure("the datapath of VDI {vdi} cannot be started again", failure, vdi=vdi)
-        )
-        reviving.addBoth(lambda _: self._reviving.pop(vdi, None) and None)
-
-    async def _revive(self, vdi: str, pause: float) -> None:
-        """Until one lives, or nobody wants one any more. In growing pauses, where the image is gone or each process
-        dies soon."""
-        why, least, most = "has lost its storage process", self._timeouts.revive, self._timeouts.revive_at_most
-        while True:
-            self.waiting(vdi, why)
-            if pause:
-                await task.deferLater(self._reactor, pause)
-            pause = min(max(least, 2 * pause), most)
-            try:
-                async with self._one(vdi):
-                    datapath = await self._living(vdi)
-            except (SrBackendFailure, *TROUBLE, OSError) as failure:
-                why = f"has lost its storage process, and another one cannot be started: {failure}"
-                self.log.warn("VDI {vdi} {why}; next attempt in {pause:g} s", vdi=vdi, why=why, pause=pause)
-                await self._attach_again(vdi)
-                continue
-            if datapath is None:
-                return
-            if await self._lives(datapath):
-                self.waiting(vdi, "")
-                return
-            now = self._all.get(vdi)
-            if now is None or not now.can_be_revived():
-                return
-            why = f"loses its storage process again and again: {datapath.daemon.child.errors() or 'it says nothing'}"
-            self.log.warn("VDI {vdi} {why}; next attempt in {pause:g} s", vdi=vdi, why=why, pause=pause)
-
-    async def _attach_again(self, vdi: str) -> None:
-        """What its image needs before it is opened may have gone: a session to its storage, for example."""
-        datapath = self._all.get(vdi)
-        if datapath is None:
-            return
-        try:
-            await self.image_attach(datapath.of.sr, vdi)
-        except SrBackendFailure as failure:
-            self.log.warn("VDI {vdi}: {failure}", vdi=vdi, failure=failure)
-        if vdi not in self._all:  # nobody wants it any more
-            await self.image_detach(datapath.of.sr, vdi)
-
-    async def _lives(self, datapath: Datapath) -> bool:
-        ended = datapath.daemon.child.ended()
-        try:
-            await ended.addTimeout(self._timeouts.revived, self._reactor)
-        except defer.TimeoutError:
-            return True
-        return False
+    async def _living_in_turn(self, vdi: str) -> Datapath | None:
+        async with self._one(vdi):
+            return await self._living(vdi)
 
     async def _living(self, vdi: str) -> Datapath | None:
         """The VDI's datapath; one that has died under a domain is started again. In its turn."""
@@ -344,7 +237,7 @@ class Datapaths:
 
     async def revived(self, vdi: str) -> None:
         """Fires when nothing is being started, at this moment, in the place of a datapath that died."""
-        if vdi in self._reviving:
+        if vdi in self.reviving:
             async with self._one(vdi):
                 pass
 
@@ -365,11 +258,11 @@ class Datapaths:
         self._all.pop(datapath.of.vdi, None)
         await datapath.daemon.end()
         await self._clear(datapath.daemon.folder)
-        await self.image_detach(datapath.of.sr, datapath.of.vdi)
+        await self.images.detach(datapath.of.sr, datapath.of.vdi)
 
     async def _clear(self, folder: Path) -> None:
         """Remove a folder whose process is gone; a view whose process was killed is still mounted."""
-        await threads.deferToThread(_unmount_and_remove, folder)
+        await threads.deferToThread(unmount_and_remove, folder)
 
     @asynccontextmanager
     async def _one(self, vdi: str) -> AsyncIterator[None]:
@@ -379,37 +272,3 @@ class Datapaths:
             yield
         finally:
             lock.release()
-
-
-def _died(vdi: str) -> str:
-    return f"the storage process of its disk, VDI {vdi}, died, and with it writes that it had taken"
-
-
-def _unflushed(vdi: str) -> str:
-    return f"a flush of its disk, VDI {vdi}, failed, and writes that the disk had taken may be lost"
-
-
-def _forget_cached(image: Path) -> None:
-    """What the kernel could not write and still shows is not to be read by who opens the image next."""
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def _unmount_and_remove(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if str(folder / VIEW) in mounts():
-        subprocess.run(["fusermount3", "-u", "-z", str(folder / VIEW)], check=False, capture_output=True, timeout=10)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def mounts() -> list[str]:
-    """All mount points of this machine."""
-    with Path("/proc/self/mounts").open() as table:
-        return [line.split()[1].encode().decode("unicode_escape") for line in table]

@@ -20,7 +20,8 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from xapi_migrate.errors import CopyFailed
 from xapi_migrate.processes.qmp import QMPError
-from xapi_migrate.sm.datapath import Datapath, DatapathOf
+from xapi_migrate.sm.datapath import Datapath
+from xapi_migrate.sm.datapath_state import DatapathOf
 from xapi_migrate.sm.datapaths import Datapaths
 from xapi_migrate.sm.flushing import flush
 from xapi_migrate.sm.gate import ImageNodes

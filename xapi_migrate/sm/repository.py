@@ -11,7 +11,7 @@ import attrs
 from zope.interface import implementer
 
 from xapi_migrate.errors import InvalidValue, MigrateError, SrBackendFailure, VdiInUse
-from xapi_migrate.sm.datapath import DOMAIN, TARGET
+from xapi_migrate.sm.datapath_state import DOMAIN, TARGET
 from xapi_migrate.sm.interfaces import (
     ISR,
     Attachment,

@@ -15,11 +15,12 @@ from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copier import Copier, folder_name
 from xapi_migrate.sm.copy import CANCELLED, Copy
 from xapi_migrate.sm.copy_account import CopyOf, has_account, read_copy
-from xapi_migrate.sm.datapath import COPY, TARGET
-from xapi_migrate.sm.datapaths import Datapaths, mounts
+from xapi_migrate.sm.datapath_state import COPY, TARGET
+from xapi_migrate.sm.datapaths import Datapaths
 from xapi_migrate.sm.flushing import Flushing
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus
 from xapi_migrate.sm.iscsi_target import ISCSIService
+from xapi_migrate.sm.mounts import mounts
 from xapi_migrate.sm.nbd_target import NBDService
 from xapi_migrate.sm.timeouts import SMTimeouts
 

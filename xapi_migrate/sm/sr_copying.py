@@ -8,7 +8,7 @@ from typing import Any
 from xapi_migrate.errors import CopyFailed, HandleInvalid, MigrateError, VdiInUse
 from xapi_migrate.sm.copy import CANCELLED, Copy, reason
 from xapi_migrate.sm.copy_account import CopyOf
-from xapi_migrate.sm.datapath import COPY
+from xapi_migrate.sm.datapath_state import COPY
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, ISMDriver, SameDiskProof, SRConfig, TargetUrl
 from xapi_migrate.sm.optional import ICopyTask
 from xapi_migrate.sm.same_disk import read_identity

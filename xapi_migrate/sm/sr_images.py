@@ -7,9 +7,10 @@ from typing import Any
 from twisted.logger import Logger
 
 from xapi_migrate.errors import MigrateError, SrBackendFailure, SrNotAttached, VdiMissing
-from xapi_migrate.sm.datapath import Datapath, DatapathOf
-from xapi_migrate.sm.datapaths import ImageCalls
+from xapi_migrate.sm.datapath import Datapath
+from xapi_migrate.sm.datapath_state import DatapathOf
 from xapi_migrate.sm.guarded import GuardedBackend
+from xapi_migrate.sm.images import ImageCalls
 from xapi_migrate.sm.interfaces import ImageNode, ISMDriver, SRConfig, VDIInfo
 from xapi_migrate.sm.services import SMServices
 
@@ -33,7 +34,7 @@ class SRImages:
         self._attached = False
         self._sizes: dict[str, VDIInfo] = {}
         if self._backend.attaches:
-            services.datapaths.images_of(self.uuid, ImageCalls(self._backend.vdi_attach, self._image_detach))
+            services.datapaths.images.of_sr(self.uuid, ImageCalls(self._backend.vdi_attach, self._image_detach))
 
     async def scan(self) -> list[VDIInfo]:
         self._require_attached()

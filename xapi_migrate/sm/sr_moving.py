@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from xapi_migrate.errors import SrBackendFailure
-from xapi_migrate.sm.datapath import MOVE, Datapath
+from xapi_migrate.sm.datapath import Datapath
+from xapi_migrate.sm.datapath_state import MOVE
 from xapi_migrate.sm.interfaces import ISR, MoveStatus
 from xapi_migrate.sm.move import ImageMove
 from xapi_migrate.sm.sr_images import SRImages
@@ -17,11 +18,11 @@ class MovesImages(SRImages):
         try:
             await datapath.activate(MOVE)
             move = await self._move(datapath, other, to)
-            await self._services.datapaths.image_attach(other.uuid, to)
+            await self._services.datapaths.images.attach(other.uuid, to)
             await move.begin()
         except BaseException:
             await self._services.datapaths.detach(uuid, MOVE)
-            await self._services.datapaths.image_detach(other.uuid, to)
+            await self._services.datapaths.images.detach(other.uuid, to)
             raise
 
     async def move_status(self, uuid: str, other: ISR, to: str) -> MoveStatus:
@@ -34,7 +35,7 @@ class MovesImages(SRImages):
         datapath = self._services.datapaths.get(uuid)
         if datapath is not None and MOVE in datapath.users:
             await (await self._move(datapath, other, to)).pivot()
-        await self._services.datapaths.image_detach(self.uuid, uuid)
+        await self._services.datapaths.images.detach(self.uuid, uuid)
         await self._services.datapaths.detach(to, MOVE)
 
     async def move_cancel(self, uuid: str, other: ISR, to: str) -> None:
@@ -42,7 +43,7 @@ class MovesImages(SRImages):
         if datapath is not None and MOVE in datapath.users:
             await (await self._move(datapath, other, to)).cancel()
         await self._services.datapaths.detach(uuid, MOVE)
-        await self._services.datapaths.image_detach(other.uuid, to)
+        await self._services.datapaths.images.detach(other.uuid, to)
 
     async def _move(self, datapath: Datapath, other: ISR, to: str) -> ImageMove:
         if not isinstance(other, SRImages):

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet import threads
 
-from xapi_migrate.sm.datapath import DOMAIN, TARGET
+from xapi_migrate.sm.datapath_state import DOMAIN, TARGET
 from xapi_migrate.sm.interfaces import ISMDriver, SameDiskProof, SRConfig, TargetUrl
 from xapi_migrate.sm.iscsi_target import migration_id
 from xapi_migrate.sm.services import SMServices

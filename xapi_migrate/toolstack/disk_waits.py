@@ -41,7 +41,7 @@ class DiskWaits:
                     self._seen(vm, vbd, why)
 
     def of_vdi(self, uuid: str, why: str) -> None:
-        """See Datapaths.waiting."""
+        """See Reviving.waiting."""
         try:
             vdi = self._records.get("VDI", self._records.by_uuid("VDI", uuid))
         except UuidInvalid:

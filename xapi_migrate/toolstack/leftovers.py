@@ -17,7 +17,8 @@ from xapi_migrate.domains.interfaces import IDomainDriver
 from xapi_migrate.migration.engine import Claims
 from xapi_migrate.processes import remains
 from xapi_migrate.processes.child import ProcessName
-from xapi_migrate.sm.datapath import COPY, DOMAIN, MOVE, TARGET, Datapath
+from xapi_migrate.sm.datapath import Datapath
+from xapi_migrate.sm.datapath_state import COPY, DOMAIN, MOVE, TARGET
 from xapi_migrate.sm.iscsi_target import ISCSIService, migration_id
 from xapi_migrate.sm.nbd_target import NBDService
 from xapi_migrate.sm.services import SMServices
