@@ -26,3 +26,13 @@ def test_a_database_that_another_process_holds_is_waited_for(tmp_path: Path) -> 
         release.join()
         other.close()
         engine.dispose()
+
+
+def test_a_commit_is_on_the_disk_when_it_is_done(tmp_path: Path) -> None:
+    """Journals go on from records that were flushed before them: these outlive a loss of power, or those are wrong."""
+    engine = open_engine(f"sqlite:///{tmp_path}/records.db")
+    try:
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    finally:
+        engine.dispose()

@@ -148,6 +148,29 @@ async def test_two_vms_do_not_share_a_disk(tmp_path: Path) -> None:
             await here.call("VM.start", second, False, False)
         assert here.get("VM", first)["power_state"] == "Running" and here.get("VM", second)["power_state"] == "Halted"
         await here.call("VM.hard_shutdown", first)
+        here.toolstack.begin_operation(first, "migrate_send", "OpaqueRef:task")  # its disks are attached to no VM then
+        with pytest.raises(VdiInUse):
+            await here.call("VM.start", second, False, False)
+        here.toolstack.end_operation(first, "OpaqueRef:task")
+        here.server.records.update("VM", first, _incoming_uuid="of a VM that is being received")
+        with pytest.raises(VdiInUse):
+            await here.call("VM.start", second, False, False)
+        here.server.records.update("VM", first, _incoming_uuid="")
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_vms_of_one_host_do_not_even_share_a_sharable_disk(tmp_path: Path) -> None:
+    """The host has one process for it, which ends when the first of them lets go."""
+    async with small_host(tmp_path) as here:
+        sr = await here.sr()
+        first, second = await here.vm(sr), await here.vm(sr, disks=0)
+        vdi = here.get("VBD", here.get("VM", first)["VBDs"][0])["VDI"]
+        here.server.records.update("VDI", vdi, sharable=True)
+        await here.call("VBD.create", {"VM": second, "VDI": vdi})
+        await here.call("VM.start", first, False, False)
+        with pytest.raises(VdiInUse):
+            await here.call("VM.start", second, False, False)
+        await here.call("VM.hard_shutdown", first)
 
 
 @pytest.mark.parametrize("event", ["power_off", "crash"])

@@ -18,6 +18,7 @@ from ..errors import (
     MigrateError,
     OperationNotAllowed,
     UriInvalid,
+    VdiInUse,
     VdiNotInMap,
     VmBadPowerState,
 )
@@ -29,6 +30,7 @@ from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from . import within_pool
+from .disk_users import other_user
 from .host import Host, TaskHandle
 from .incoming import Incoming
 from .interfaces import IOffers, IReceiving, Outcome
@@ -138,6 +140,9 @@ class Engine:
             if copying:
                 self._check_copy(vm, vdi_to_sr)
             disks = outgoing_disks(host, vm)
+            for disk in disks:
+                if other := other_user(host.records, host.ref, disk.vdi, (vm,)):
+                    raise VdiInUse(disk.vdi, f"it is a disk of {other} too, which uses it now")
             copy_ref = f"OpaqueRef:{uuid4()}" if copying else ""
             stays = copying or options.get("keep_source") == "true"
             member = "" if stays else within_pool.proof(host.records, uris, vm)

@@ -12,6 +12,7 @@ from ..errors import (
     SrFull,
     SrNotAttached,
     TargetDied,
+    VdiInUse,
     VdiNotInMap,
 )
 from ..refusals import OtherVersion
@@ -19,6 +20,7 @@ from ..sm.interfaces import ISR
 from ..steps import Step
 from ..store.interfaces import NULL
 from . import metadata_import, within_pool
+from .disk_users import other_owner, other_user, own_vms
 from .incoming import Incoming, IncomingDisk, Plan
 from .interfaces import PROTOCOL_VERSION, DiskOffer
 from .journal import Mark
@@ -39,7 +41,9 @@ async def prepare(migration: Incoming) -> None:
         await _check_host(migration, in_pool)
     else:
         await keeper.look(migration)
-    plan = migration.plan = _plan(migration, in_pool)
+    plan = _plan(migration, in_pool)
+    _check_found(migration, plan)
+    migration.plan = plan
     migration.claim()
     _check_memory(migration)
     await _check_space(migration)
@@ -204,6 +208,21 @@ def _plan(migration: Incoming, in_pool: bool) -> Plan:
     )
 
 
+def _check_found(migration: Incoming, plan: Plan) -> None:
+    """VdiInUse when a disk that was found is another VM's: the uuids that a sender names prove nothing, and must not
+    give him a disk of this host's VMs. A pool's members may have it in other VMs too, which are off meanwhile."""
+    records, host = migration.host.records, migration.host
+    for disk in plan.disks:
+        if not disk.found:
+            continue
+        if plan.in_pool:
+            other = other_user(records, host.ref, disk.vdi, own_vms(plan))
+        else:
+            other = other_owner(records, disk.vdi, own_vms(plan))
+        if other:
+            raise VdiInUse(disk.vdi, f"on host {host.name} it is a disk of {other}")
+
+
 def _destination(migration: Incoming, disk: metadata_import.IncomingDisk, in_pool: bool) -> tuple[str, bool]:
     """An explicit map wins, then the same disk, then the offer's SR, then, for a suspend image, where this host has
     those. The SR's ref, and whether the VDI is there already. In a pool a VDI may have its record here, and its SR be
@@ -251,6 +270,7 @@ async def _check_space(migration: Incoming) -> None:
 def _create_records(migration: Incoming) -> None:
     vm, plan, host = migration.vm, migration.plan, migration.host
     assert vm is not None and plan is not None
+    _check_found(migration, plan)  # again, as time has passed; from here on no VM is started with these disks
     records = host.records
     fields = dict(vm.fields)
     other = {**fields.pop("other_config"), HIDDEN: "true"}

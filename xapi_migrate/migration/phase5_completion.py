@@ -11,6 +11,7 @@ from ..steps import Step
 from ..store.interfaces import NULL
 from ..together import together
 from . import within_pool
+from .disk_users import other_owner
 from .host import Host
 from .interfaces import Answer, IPeer, Outcome
 from .journal import IJournal
@@ -97,10 +98,18 @@ async def _leave_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
     same = disk.status is not None and disk.status.same_disk
     if not await attempt(migration.story, "find the SR of", _find_sr(disk)):
         return  # what is in it is found again by SR.scan
-    await attempt(migration.story, "detach", disk.sr.vdi_detach(disk.vdi_uuid))
+    if migration.domain:  # else it is not attached for this VM, and perhaps for another
+        await attempt(migration.story, "detach", disk.sr.vdi_detach(disk.vdi_uuid))
     await attempt(migration.story, "forget the copy of", disk.sr.copy_cancel(disk.copy))
-    if not same and not migration.keep_source:
+    if _has_another_owner(migration, disk):
+        migration.story.note(f"disk {disk.number} stays here too: it is another VM's as well")
+    elif not same and not migration.keep_source:
         await attempt(migration.story, "destroy", disk.sr.vdi_destroy(disk.vdi_uuid))
+
+
+def _has_another_owner(migration: Outgoing, disk: OutgoingDisk) -> bool:
+    records = migration.host.records
+    return records.has("VDI", disk.vdi) and bool(other_owner(records, disk.vdi, (migration.vm,)))
 
 
 async def _find_sr(disk: OutgoingDisk) -> None:
@@ -114,7 +123,7 @@ def _forget_records(migration: Outgoing) -> None:
     for vif in list(records.get("VM", migration.vm)["VIFs"]) if migration.vm in records.refs("VM") else []:
         records.destroy("VIF", vif)
     for disk in migration.disks:
-        if disk.status is None or not disk.status.same_disk:
+        if (disk.status is None or not disk.status.same_disk) and not _has_another_owner(migration, disk):
             records.destroy("VDI", disk.vdi)
     records.destroy("VM", migration.vm)
 

@@ -10,6 +10,7 @@ from ..sm.interfaces import Purpose
 from ..steps import Step
 from ..together import together
 from . import within_pool
+from .disk_users import other_user, own_vms
 from .incoming import Incoming, IncomingDisk, Plan
 from .phase2_receiving import HIDDEN
 from .undo import attempt
@@ -151,6 +152,12 @@ async def shut(migration: Incoming) -> bool:
 
 
 async def _shut_disk(migration: Incoming, disk: IncomingDisk) -> bool:
+    plan, records = migration.plan, migration.host.records
+    assert plan is not None
+    known = disk.found and records.has("VDI", disk.vdi)
+    if known and other_user(records, migration.host.ref, disk.vdi, own_vms(plan)):
+        return True  # it was refused for that, and never attached for this VM
+
     async def deactivate() -> None:
         await migration.sr_of(disk).vdi_deactivate(disk.vdi_uuid, Purpose.DOMAIN)
 

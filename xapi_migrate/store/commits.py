@@ -96,7 +96,7 @@ def open_engine(url: str) -> Engine:
         connection.isolation_level = None  # we say BEGIN ourselves
         cursor = connection.cursor()
         _write_ahead(cursor)
-        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # a commit that was waited for outlives a loss of power
         cursor.close()
 
     @event.listens_for(engine, "begin")

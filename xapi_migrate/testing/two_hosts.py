@@ -283,7 +283,9 @@ class SimHost:
             uuid = str(uuid4())
             started(sr.vdi_create(uuid, SIZE))
             vdi = self.records.create("VDI", uuid=uuid, SR=self.sr, virtual_size=SIZE, type="user")
-            vbd = self.records.create("VBD", VM=vm, VDI=vdi, userdevice=str(number), type="Disk", mode="RW")
+            vbd = self.records.create(
+                "VBD", VM=vm, VDI=vdi, userdevice=str(number), type="Disk", mode="RW", currently_attached=running
+            )
             if running:
                 found: list[Attachment] = []
                 started(sr.vdi_attach(uuid, Purpose.DOMAIN)).addCallback(found.append)

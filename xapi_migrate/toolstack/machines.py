@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from xapi_migrate.domains.interfaces import GONE, DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
 from xapi_migrate.errors import DomainError, HandleInvalid, SrBackendFailure, VdiInUse, VmBadPowerState
 from xapi_migrate.migration.claims import Claims
+from xapi_migrate.migration.disk_users import other_user
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
@@ -195,9 +196,8 @@ class Machines:
         for vbd in self.disks(vm):
             record = self._records.get("VBD", vbd)
             vdi = self._records.get("VDI", record["VDI"])
-            others = [ref for ref in vdi["VBDs"] if ref != vbd and self._records.get("VBD", ref)["currently_attached"]]
-            if others and not vdi["sharable"]:
-                raise VdiInUse(record["VDI"], "attached to another running VM")
+            if other := other_user(self._records, self._host, record["VDI"], (vm,), busy=True):
+                raise VdiInUse(record["VDI"], f"attached to {other}, which uses it now")
             repository, uuid = self._storage.of_vdi(record["VDI"])
             self._records.update("VBD", vbd, currently_attached=True)
             attachments[vbd] = await repository.vdi_attach(uuid, Purpose.DOMAIN, _read_only(record, vdi))
