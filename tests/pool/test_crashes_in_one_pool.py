@@ -12,6 +12,7 @@ from tests.migration.test_crashes import MESSAGES, STRIKES, WRITES, crash, crash
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.two_hosts import SimTask, TwoHosts
+from xapi_migrate.toolstack.placement_calls import PlacementCalls
 
 pytestmark = pytest.mark.parametrize("shared", [True, False], ids=["shared", "local"])
 
@@ -141,3 +142,44 @@ def test_two_blows_at_any_moment_on_a_bad_wire(shared: bool, seed: int) -> None:
         world.clock.callLater(moment, strike, world, what, task)
     world.run(1.5, step=0.0005)
     settle(world, vm, shared, task)
+
+
+UNDECIDED = [write for write in WRITES if write not in (("source", Mark.COMMITTED), ("destination", Mark.OFFERED))]
+"""At the first the receiver has done all; the second one's crash is told to the sender, which then rolls back."""
+
+
+@pytest.mark.parametrize(("side", "mark"), UNDECIDED, ids=lambda value: getattr(value, "value", value))
+def test_hosts_that_come_back_leave_a_vm_alone_that_was_given_up(shared: bool, side: str, mark: Mark) -> None:
+    """Both were down, and an administrator has said VM.power_state_reset: a third host may run it since."""
+    world = TwoHosts(Clock(), one_pool=True, shared=shared)
+    records, down = world.source.records, []
+    crash_at(world, side, mark, "after")
+    vm, _ = begin(world)
+
+    def both_die() -> None:
+        for host in (world.source, world.destination):
+            if host.up:
+                host.crash()
+            down.append(host)
+
+    assert world.run(30, lambda: not (world.source.up and world.destination.up), 0.01), "it was not struck"
+    both_die()
+    world.run(0.5)
+    calls = PlacementCalls(records, "", *[None] * 5)  # type: ignore[arg-type]
+    calls._concerned = lambda vm, record: set()  # type: ignore[method-assign]
+    calls.VM_power_state_reset(None, vm)  # type: ignore[arg-type]
+    record = records.get("VM", vm)
+    for host in down:
+        if not host.up:
+            host.start()
+    world.run(90, lambda: not world.source.journals.all and not world.destination.journals.all, 0.02)
+    world.run(5)
+    assert world.source.journals.all == world.destination.journals.all == {}
+    assert not world.source.hypervisor.guests and not world.destination.hypervisor.guests
+    assert records.refs("VM") == [vm]
+    now = records.get("VM", vm)
+    assert now == record
+    for vbd in now["VBDs"]:
+        vdi = records.get("VDI", records.get("VBD", vbd)["VDI"])
+        assert any(vdi["uuid"] in host.srs[host.sr].storage.disks for host in down), "a disk of it is gone"
+    assert [item for host in down for sr in host.srs.values() for item in sr.left_behind] == []

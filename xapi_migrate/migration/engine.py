@@ -31,6 +31,7 @@ from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
 from . import within_pool
 from .disk_users import other_user
+from .giving_up import GIVEN_UP
 from .host import Host, TaskHandle
 from .incoming import Incoming
 from .interfaces import IOffers, IReceiving, Outcome
@@ -164,6 +165,7 @@ class Engine:
                 options=options,
                 turn=turn,
                 copy_ref=copy_ref,
+                given_up=record.get(GIVEN_UP, ""),
             )
             story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
             if begins is not None:

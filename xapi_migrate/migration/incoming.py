@@ -49,6 +49,8 @@ class Plan:
     disks: list[IncomingDisk]
     in_pool: bool = False
     """The sender is a member of this pool: the VM has a record here, which it keeps."""
+    given_up: str = ""
+    """What that record said of GIVEN_UP when it began."""
 
     def to_json(self) -> dict[str, Any]:
         return attrs.asdict(self, filter=lambda attribute, _: attribute.name != "offer")

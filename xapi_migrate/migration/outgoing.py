@@ -12,6 +12,7 @@ from twisted.internet import defer
 from ..domains.interfaces import ISuspension
 from ..errors import InvalidValue, OperationNotAllowed
 from ..sm.interfaces import ISR, CopyState, CopyStatus
+from .giving_up import given_up
 from .host import Host, TaskHandle, Toolstack
 from .interfaces import DiskOffer, IPeer
 from .journal import IJournal, Mark, data_of
@@ -82,6 +83,8 @@ class Outgoing:
     suspension: ISuspension | None = None
     memory_put: defer.Deferred[None] | None = None
     suspended_at: float | None = None
+    given_up: str = ""
+    """What its record said of GIVEN_UP when it began."""
     forced: bool = False
     """That it was committed is an administrator's word, not the receiver's."""
 
@@ -89,6 +92,11 @@ class Outgoing:
     def keep_source(self) -> bool:
         """The VM stays here, Halted, with its disks."""
         return self.forced or bool(self.copy_ref) or self.options.get("keep_source") == "true"
+
+    @property
+    def is_given_up(self) -> bool:
+        """See `given_up`."""
+        return given_up(self.host.records, self.vm, self.given_up)
 
     def end_turn(self) -> None:
         """The next one may begin: there is nothing more to transfer."""
@@ -180,6 +188,7 @@ def begun_entry(migration: Outgoing) -> dict[str, Any]:
         "domain": migration.domain,
         "options": migration.options,
         "copy_ref": migration.copy_ref,
+        "given_up": migration.given_up,
         "document": migration.document.decode(),
         "disks": [{name: getattr(disk, name) for name in DISK_FIELDS} for disk in migration.disks],
     }
@@ -217,5 +226,6 @@ def from_journal(host: Host, journal: IJournal, task: TaskHandle, story: Story) 
         document=begun["document"].encode(),
         options=begun["options"],
         copy_ref=begun.get("copy_ref", ""),
+        given_up=begun.get("given_up", ""),
         forced=data_of(journal, Mark.COMMITTED).get("forced", False),
     )

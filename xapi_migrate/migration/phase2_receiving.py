@@ -21,6 +21,7 @@ from ..steps import Step
 from ..store.interfaces import NULL
 from . import metadata_import, within_pool
 from .disk_users import other_owner, other_user, own_vms
+from .giving_up import GIVEN_UP
 from .incoming import Incoming, IncomingDisk, Plan
 from .interfaces import PROTOCOL_VERSION, DiskOffer
 from .journal import Mark
@@ -205,6 +206,7 @@ def _plan(migration: Incoming, in_pool: bool) -> Plan:
         leave_paused=vm.power_state == "Paused" or (vm.leave_paused and migration.host.config.test_options),
         disks=disks,
         in_pool=in_pool,
+        given_up=records.get("VM", vm.ref).get(GIVEN_UP, "") if in_pool else "",
     )
 
 

@@ -80,7 +80,9 @@ async def clean_up(migration: Outgoing) -> None:
         await attempt(migration.story, "destroy the domain", host.domains.destroy(migration.domain))
     migration.story.step(Step.VDI_DETACH, f"VDI.detach of {len(migration.disks)} disks")
     await together(*(_leave_disk(migration, disk) for disk in migration.disks))
-    if migration.keep_source and not within_pool.adopted(migration):
+    if migration.is_given_up:
+        migration.story.note(f"the VM {migration.vm_uuid} was given up meanwhile: its record stays as it is")
+    elif migration.keep_source and not within_pool.adopted(migration):
         host.toolstack.set_domain(migration.vm, "")
         left = "Suspended" if migration.power_state == "Suspended" else "Halted"
         host.records.update("VM", migration.vm, power_state=left, resident_on=NULL)
@@ -99,7 +101,7 @@ async def _leave_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
     if not await attempt(migration.story, "find the SR of", _find_sr(disk)):
         return  # what is in it is found again by SR.scan
     if migration.domain:  # else it is not attached for this VM, and perhaps for another
-        await attempt(migration.story, "detach", disk.sr.vdi_detach(disk.vdi_uuid))
+        await attempt(migration.story, "detach", _detach(disk))
     await attempt(migration.story, "forget the copy of", disk.sr.copy_cancel(disk.copy))
     if _has_another_owner(migration, disk):
         migration.story.note(f"disk {disk.number} stays here too: it is another VM's as well")
@@ -108,8 +110,8 @@ async def _leave_disk(migration: Outgoing, disk: OutgoingDisk) -> None:
 
 
 def _has_another_owner(migration: Outgoing, disk: OutgoingDisk) -> bool:
-    records = migration.host.records
-    return records.has("VDI", disk.vdi) and bool(other_owner(records, disk.vdi, (migration.vm,)))
+    records, own = migration.host.records, () if migration.is_given_up else (migration.vm,)
+    return records.has("VDI", disk.vdi) and bool(other_owner(records, disk.vdi, own))
 
 
 async def _find_sr(disk: OutgoingDisk) -> None:
@@ -136,9 +138,17 @@ async def roll_back(migration: Outgoing) -> None:
     if migration.suspension is not None:
         await attempt(migration.story, "end the stream", migration.suspension.cancel())
     await together(*(attempt(migration.story, "end the copy of", _end_copy(disk)) for disk in migration.disks))
-    if migration.domain:
+    if migration.domain and migration.is_given_up:
+        migration.story.note(f"the VM {migration.vm_uuid} was given up meanwhile, and may run elsewhere")
+        await attempt(migration.story, "destroy the domain", migration.host.domains.destroy(migration.domain))
+        await together(*(attempt(migration.story, "detach", _detach(disk)) for disk in migration.disks))
+    elif migration.domain:
         until = migration.host.clock.seconds() + migration.host.config.times.heartbeat_lost
         await surely(migration.host, migration.story, "let the domain run again", lambda: _go_on(migration, until))
+
+
+async def _detach(disk: OutgoingDisk) -> None:
+    await disk.sr.vdi_detach(disk.vdi_uuid)
 
 
 async def _end_copy(disk: OutgoingDisk) -> None:

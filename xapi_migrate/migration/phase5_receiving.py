@@ -11,6 +11,7 @@ from ..steps import Step
 from ..together import together
 from . import within_pool
 from .disk_users import other_user, own_vms
+from .giving_up import given_up
 from .incoming import Incoming, IncomingDisk, Plan
 from .phase2_receiving import HIDDEN
 from .undo import attempt
@@ -60,6 +61,9 @@ async def complete(migration: Incoming) -> None:
     if not vm:
         migration.story.note(f"VM {plan.final_uuid} was completed before: it is its owner's since")
         return
+    if plan.in_pool and given_up(host.records, plan.final_ref, plan.given_up):
+        await _give_up(migration, plan)
+        return
     power_state = plan.power_state
     if plan.has_memory:
         power_state = await _run(migration, plan, vm)
@@ -84,6 +88,19 @@ async def complete(migration: Incoming) -> None:
             host.records.update("VM", final, suspend_VDI=disk.vdi)
         if not disk.found:
             host.records.update("VDI", disk.vdi, _migration="")
+    await host.records.flush()
+
+
+async def _give_up(migration: Incoming, plan: Plan) -> None:
+    """Both hosts were down, and an administrator has given the VM up: it may run elsewhere. Its memory goes; fresh VDIs
+    stay, as nobody's."""
+    host, records = migration.host, migration.host.records
+    migration.story.note(f"the VM {plan.final_uuid} was given up meanwhile, and may run elsewhere")
+    await shut(migration)
+    for disk in plan.disks:
+        if not disk.found and records.has("VDI", disk.vdi):
+            records.update("VDI", disk.vdi, _migration="")
+    _forget_hidden(migration, plan)
     await host.records.flush()
 
 
@@ -187,15 +204,21 @@ async def clean_up(migration: Incoming) -> None:
     for disk in plan.disks:
         if not disk.found:
             await attempt(migration.story, "destroy", _destroy(migration, disk))
-    if plan.vm in records.refs("VM"):
+    for disk in plan.disks:
+        if not disk.found:
+            records.destroy("VDI", disk.vdi)
+    _forget_hidden(migration, plan)
+    await records.flush()
+    if migration.host.keeper is not None:
+        await attempt(migration.story, "undo what the toolstack has made", migration.host.keeper.undo(migration))
+
+
+def _forget_hidden(migration: Incoming, plan: Plan) -> None:
+    records = migration.host.records
+    if records.has("VM", plan.vm):
         for cls, field in (("VIF", "VIFs"), ("VBD", "VBDs")):
             for ref in list(records.get("VM", plan.vm)[field]):
                 records.destroy(cls, ref)
     for disk in plan.disks:
         records.destroy("VBD", disk.vbd)
-        if not disk.found:
-            records.destroy("VDI", disk.vdi)
     records.destroy("VM", plan.vm)
-    await records.flush()
-    if migration.host.keeper is not None:
-        await attempt(migration.story, "undo what the toolstack has made", migration.host.keeper.undo(migration))

@@ -68,6 +68,8 @@ class Sending:
             self._machine.recover_committed()
         elif Mark.DONE in marks and Mark.ABORTED not in marks:
             self._machine.recover_in_doubt()
+        elif self.migration.is_given_up:
+            self._machine.recover_undone(self._failure("the VM was given up while this host's daemon was down"))
         elif before_memory(self.migration.journal):
             # The receiver may be starting too.
             self._patience = self.migration.host.config.times.heartbeat_lost / 2

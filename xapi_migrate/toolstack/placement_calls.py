@@ -4,9 +4,11 @@ host.evacuate."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from uuid import uuid4
 
 from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.migration.engine import Engine
+from xapi_migrate.migration.giving_up import GIVEN_UP
 from xapi_migrate.migration.host import TaskHandle
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
@@ -78,7 +80,7 @@ class PlacementCalls:
                 )
         self._records.update(
             "VM", vm, power_state="Halted", resident_on=NULL, domid=-1, current_operations={}, _domain="",
-            _domain_host="",
+            _domain_host="", **{GIVEN_UP: str(uuid4())},
         )  # fmt: skip
         for vbd in record["VBDs"]:
             self._records.update("VBD", vbd, currently_attached=False)
