@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 from tests.cli.conftest import Run
 from tests.cli.standin import StandIn, sr, task, vm
+from xapi_migrate.cli.migration import Progress
+from xapi_migrate.cli.progress import Bar
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
 B = "bbbbbbbb-0000-4000-8000-000000000000"
@@ -30,6 +34,23 @@ def test_vm_list_hides_what_is_being_received(run: Run, sender: StandIn) -> None
     assert run("vm-list", "--url", sender.url).stdout == "No VMs.\n"
     (row,) = json.loads(run("vm-list", "--url", sender.url, "--all", "--json").stdout)
     assert (row["name_label"], row["uuid"], row["ref"]) == ("db", A, "OpaqueRef:a")
+
+
+def test_a_name_does_not_draw_on_the_screen(run: Run, sender: StandIn) -> None:
+    """Terminals obey ESC and its one-character forms; a line of its own could pass for another VM."""
+    sender.records["VM"] = {"OpaqueRef:a": vm("\x9b2J\nroot  \u202edb", A)}
+    shown = run("vm-list", "--url", sender.url).stdout
+    assert len(shown.splitlines()) == 2
+    assert all(c.isprintable() or c == "\n" for c in shown)
+
+
+def test_progress_takes_no_orders_from_names() -> None:
+    """Rich would read them as markup, and fail at a tag that ends nothing."""
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown), Bar("moving [/x] \x9b2J") as bar:
+        bar.watch(Progress(0.5, "3.6 [/x]", ""))
+        bar.say("the VM [/x] stays \x9b")
+    assert "\x9b" not in shown.getvalue() and "the VM [/x] stays" in shown.getvalue()
 
 
 def test_sr_list_says_where_an_sr_is_attached(run: Run, sender: StandIn) -> None:

@@ -24,7 +24,8 @@ DEFAULT = Reach.all_but(Config(Path("/x")).denied_networks)
     "address",
     [
         "169.254.169.254", "0.0.0.0", "0.1.2.3", "224.0.0.1", "255.255.255.255", "::", "fe80::1", "fe80::1%eth0",
-        "ff02::1", "::ffff:169.254.169.254", "2002:a9fe:a9fe::1", "localhost", "", "1", "127.1",
+        "ff02::1", "::ffff:169.254.169.254", "2002:a9fe:a9fe::1", "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe", "2001:0:a9fe:a9fe::1", "localhost", "", "1", "127.1",
     ],
 )  # fmt: skip
 def test_nobody_is_sent_there(address: str) -> None:

@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from .failures import ExitCode, Refused, explained
+from .output import say
 
 COMMANDS = {
     "serve": "serve",
@@ -68,6 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
         refused = error if isinstance(error, Refused) else explained(error)
         if refused is None:
             raise
-        click.echo(f"xapi-migrate: {refused}", err=True)
+        say(f"xapi-migrate: {refused}", err=True)
         sys.exit(refused.exit_code)
     sys.exit(status if isinstance(status, int) else ExitCode.DONE)

@@ -9,7 +9,7 @@ import click
 
 from .connection import Server, server_option
 from .failures import ExitCode, Refused
-from .output import json_option, show
+from .output import json_option, say, show
 
 PLUGIN = "xapi-migrate"
 DANGER = {
@@ -51,7 +51,7 @@ def doctor(server: Server, remove: bool, yes: bool, as_json: bool) -> int:
         show(found, ("kind", "name", "why", "remedy"), as_json, "Nothing is left behind.")
         for vm in [] if as_json else doubtful:
             what = "it was received here" if vm in received else "its receiver has it"
-            click.echo(f"VM {vm} is in doubt: nothing says whether {what}. See force-settle.")
+            say(f"VM {vm} is in doubt: nothing says whether {what}. See force-settle.")
         if not found or not (remove or yes):
             return ExitCode.FAILED if found else ExitCode.DONE
         if not yes:
@@ -60,9 +60,9 @@ def doctor(server: Server, remove: bool, yes: bool, as_json: bool) -> int:
         done = json.loads(_ask(session, host, "remove_leftovers", names=json.dumps(names)))
         left = json.loads(_ask(session, host, "leftovers"))
     for sentence in done["failed"]:
-        click.echo(sentence, err=True)
+        say(sentence, err=True)
     if not as_json:
-        click.echo(f"Removed: {len(done['removed'])}. Still there: {len(left)}.")
+        say(f"Removed: {len(done['removed'])}. Still there: {len(left)}.")
     return ExitCode.FAILED if left else ExitCode.DONE
 
 
@@ -81,11 +81,11 @@ def force_settle(server: Server, vm: str, outcome: str, yes: bool) -> None:
         if vm not in json.loads(_ask(session, host, "in_doubt")):
             raise Refused(f"VM {vm} is not in doubt on this host: there is nothing to settle.")
         received = vm in json.loads(_ask(session, host, "in_doubt_receiving"))
-        click.echo((DANGER_RECEIVING if received else DANGER)[outcome], err=True)
+        say((DANGER_RECEIVING if received else DANGER)[outcome], err=True)
         if not yes and click.prompt("To go on, type the VM's uuid", err=True) != vm:
             raise Refused("That is another uuid: nothing was done.")
         _ask(session, host, "force_settle", vm=vm, outcome=outcome)
-    click.echo(f"VM {vm} {(_DONE_RECEIVING if received else _DONE)[outcome]}.")
+    say(f"VM {vm} {(_DONE_RECEIVING if received else _DONE)[outcome]}.")
 
 
 def _host(session: Any) -> str:

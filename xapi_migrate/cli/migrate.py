@@ -11,7 +11,7 @@ import click
 from .connection import Server, peer_options, server_option
 from .interruption import noticing
 from .migration import Migration, Moved, Wish
-from .output import json_option
+from .output import json_option, say
 from .progress import Display, display
 
 
@@ -36,7 +36,7 @@ def vm_migrate(
     if as_json:
         click.echo(json.dumps(attrs.asdict(moved), indent=2))
     else:
-        click.echo(summary(moved))
+        say(summary(moved))
 
 
 def migrate(server: Server, to_server: Server, wish: Wish, quiet: bool = False) -> Moved:

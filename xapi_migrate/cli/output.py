@@ -16,6 +16,17 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
+def clean(text: str, also: str = "") -> str:
+    """The text without what a terminal would obey: whoever names a VM, or sends one, does not draw on the screen of who
+    lists it. `also`: characters that may stay."""
+    return "".join(c if c.isprintable() or c in also else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Sentences for people, perhaps with words of others in them."""
+    click.echo(clean(text, also="\n"), err=err)
+
+
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, empty: str) -> None:
     """Rows as a list of JSON objects, or the named columns as a table; `empty` is said when there are none."""
     if as_json:
@@ -43,5 +54,5 @@ def size(value: int) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
-    return str(value)
+        return clean(",".join(str(item) for item in value))
+    return clean(str(value))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from . import migration
+from .output import clean, say
 
 
 class Display(Protocol):
@@ -28,10 +29,10 @@ class Bar:
 
     def __init__(self, title: str) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[step]}"), console=Console(stderr=True),
+            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[step]}", markup=False), console=Console(stderr=True),
         )  # fmt: skip
-        self._task = self._progress.add_task(title, total=1.0, step="")
+        self._task = self._progress.add_task(clean(title), total=1.0, step="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -42,10 +43,10 @@ class Bar:
         self._progress.stop()
 
     def watch(self, progress: migration.Progress) -> None:
-        self._progress.update(self._task, completed=progress.fraction, step=progress.in_doubt or progress.step)
+        self._progress.update(self._task, completed=progress.fraction, step=_news(progress))
 
     def say(self, sentence: str) -> None:
-        self._progress.console.print(sentence, highlight=False)
+        self._progress.console.print(clean(sentence), highlight=False, markup=False)
 
 
 class Lines:
@@ -62,13 +63,13 @@ class Lines:
         pass
 
     def watch(self, progress: migration.Progress) -> None:
-        news = (int(progress.fraction * 10), progress.in_doubt or progress.step)
+        news = (int(progress.fraction * 10), _news(progress))
         if news != self._shown:
             self._shown = news
             click.echo(f"{progress.fraction:4.0%} {news[1]}".rstrip(), err=True)
 
     def say(self, sentence: str) -> None:
-        click.echo(sentence, err=True)
+        say(sentence, err=True)
 
 
 class Silent(Lines):
@@ -76,6 +77,10 @@ class Silent(Lines):
 
     def watch(self, progress: migration.Progress) -> None:
         pass
+
+
+def _news(progress: migration.Progress) -> str:
+    return clean(progress.in_doubt or progress.step)
 
 
 def display(title: str, quiet: bool = False) -> Display:

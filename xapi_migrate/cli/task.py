@@ -10,7 +10,7 @@ import XenAPI
 
 from .connection import Server, server_option
 from .failures import ExitCode, Refused, sentence
-from .output import json_option, show
+from .output import json_option, say, show
 
 
 @click.command("task-list")
@@ -43,7 +43,7 @@ def task_cancel(server: Server, uuid: str) -> int:
                 break
             time.sleep(0.5)
     if record["status"] == "cancelled":
-        click.echo(f"Task {uuid} has been cancelled.")
+        say(f"Task {uuid} has been cancelled.")
         return ExitCode.DONE
     if record["status"] == "success":
         raise Refused(f"It was too late: task {uuid} has succeeded.")

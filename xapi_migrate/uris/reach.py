@@ -41,15 +41,23 @@ class Reach:
             found = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:
             return False
-        if isinstance(found, ipaddress.IPv6Address):
-            # an IPv4 address in other clothes: mapped, or through a translator
-            inner = found.ipv4_mapped or (found.sixtofour if found.sixtofour else None)
-            if inner is not None and not self.allows(str(inner)):
-                return False
+        inside = _inside(found) if isinstance(found, ipaddress.IPv6Address) else []
+        if not all(self.allows(str(inner)) for inner in inside):
+            return False
         return not any(found in network for network in self.denied if network.version == found.version)
 
 
 EVERYWHERE = Reach(())
+_TRANSLATED = tuple(ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48"))
+"""What translators to IPv4 listen to (RFC 6052, RFC 8215)."""
+
+
+def _inside(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses to which it may lead: it is one in other clothes, or goes through a tunnel or a translator."""
+    inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _TRANSLATED):
+        inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return [one for one in inside if one is not None]
 
 
 @implementer(IHostnameResolver)
