@@ -7,6 +7,7 @@ from twisted.internet.task import Clock
 
 from tests.migration.test_crashes import over
 from xapi_migrate.migration.journal import Mark
+from xapi_migrate.sm.interfaces import seen_name
 from xapi_migrate.testing.fake_sm import FakeSR
 from xapi_migrate.testing.memory_journals import MemoryJournal
 from xapi_migrate.testing.two_hosts import SIZE, SimHost, SimTask, TwoHosts
@@ -60,6 +61,40 @@ class Thief:
         assert self.world.run(60, lambda: over(task))
         self.world.clock.pump([0.1] * 50)
         return task
+
+
+@pytest.mark.parametrize("power_state", ["Halted", "Running"])
+def test_a_sender_that_does_not_see_the_sr_gets_nothing_of_it(power_state: str) -> None:
+    """A third host may use the disk: nobody here knows. He takes for proven what he has not read."""
+    thief = Thief(power_state, "Halted")
+    world, there = thief.world, thief.world.destination
+    for vbd in there.records.get("VM", thief.victim)["VBDs"]:
+        there.records.destroy("VBD", vbd)
+    [storage] = [sr.storage for ref, sr in world.source.srs.items() if ref != world.source.sr]
+    blind = {**storage.nonces}
+
+    class Forgetful(dict[str, str]):
+        """Of what the sender writes nothing comes to the SR."""
+
+        def __setitem__(self, name: str, value: str) -> None:
+            if name not in {seen_name(one) for one in self}:
+                super().__setitem__(name, value)
+
+    storage.nonces = Forgetful(blind)
+    task = thief.try_it()
+    assert task.status == "failure" and "has not shown that it sees the SR" in str(task.value)
+    assert [call for call in there.srs[there.sr].calls if call[0] == "vdi_attach" and thief.uuid in call] == []
+    assert storage.nonces == {}
+
+
+@pytest.mark.parametrize("power_state", ["Halted", "Running"])
+def test_a_sender_that_sees_the_sr_brings_his_disk(power_state: str) -> None:
+    thief = Thief(power_state, "Halted")
+    there = thief.world.destination
+    for vbd in there.records.get("VM", thief.victim)["VBDs"]:
+        there.records.destroy("VBD", vbd)
+    assert thief.try_it().status == "success"
+    assert owner_of(there, there.records.refs("VM")[-1]) == (thief.vdi, thief.uuid)
 
 
 @pytest.mark.parametrize("power_state", ["Halted", "Running"])

@@ -14,6 +14,7 @@ from .disk_users import other_user, own_vms
 from .giving_up import given_up
 from .incoming import Incoming, IncomingDisk, Plan
 from .phase2_receiving import HIDDEN
+from .phase4_receiving import check_seen
 from .undo import attempt
 
 UNPAUSES = 5
@@ -24,6 +25,8 @@ async def activate(migration: Incoming) -> None:
     """The LUNs closed, then every VDI active: from here on only the receiver writes to them."""
     assert migration.plan is not None
     migration.story.note("`done` came")
+    if not migration.plan.has_memory:
+        await check_seen(migration)
     # The hidden VM's records must be found again by whoever completes this after a crash.
     await together(migration.host.records.flush(), *(_activate(migration, disk) for disk in migration.plan.disks))
     await check_domain(migration)

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import attrs
 from zope.interface import Attribute, Interface
@@ -196,13 +197,24 @@ class TargetUrl:
     password: str = attrs.field(repr=False)
 
 
+def seen_name(name: str) -> str:
+    """Under which a sender answers the nonce `name`."""
+    return str(uuid5(NAMESPACE_OID, name))
+
+
 @attrs.frozen
 class SameDiskProof:
-    """How a sender can prove that a receiver means the same storage: the receiver's SM left `value`
-    under `name` in its SR; only who sees the same SR reads it back."""
+    """How either side can prove to the other that it means the same storage: the receiver's SM left `value` under
+    `name` in its SR, where only who sees the same SR reads it back; the sender's SM then leaves it under `seen`, where
+    only he can."""
 
     name: str
     value: str
+
+    @property
+    def seen(self) -> str:
+        """The name of the sender's answer."""
+        return seen_name(self.name)
 
 
 @attrs.frozen
@@ -302,8 +314,11 @@ class ISR(Interface):
     def same_disk_proof(migration: str) -> Awaitable[SameDiskProof]:
         """Leave a fresh nonce in the SR (receiver)."""
 
+    def proof_is_seen(migration: str) -> Awaitable[bool]:
+        """Whether the sender has answered the nonce by one of his own in the SR (step 3.3): then he sees it."""
+
     def forget_proof(migration: str) -> Awaitable[None]:
-        """Remove the nonce again."""
+        """Remove the nonce again, and the sender's."""
 
     def vdi_copy(
         uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool = False

@@ -133,5 +133,6 @@ class CopiesImages(SRImages):
                 f"the other host has SR {self.uuid} too, but what it left there cannot be read here: "
                 "the two are clones, not the same storage",
             )
+        await self._backend.nonce_write(proof.seen, found)
         size = (await self._info(vdi)).virtual_size
         return CopyStatus(CopyState.FINISHED, size, size, same_disk=True)

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet import threads
 
 from xapi_migrate.sm.datapath_state import DOMAIN, TARGET
-from xapi_migrate.sm.interfaces import ISMDriver, SameDiskProof, SRConfig, TargetUrl
+from xapi_migrate.sm.interfaces import ISMDriver, SameDiskProof, SRConfig, TargetUrl, seen_name
 from xapi_migrate.sm.iscsi_target import migration_id
 from xapi_migrate.sm.services import SMServices
 from xapi_migrate.sm.sr_images import SRImages
@@ -105,8 +105,14 @@ class ServesImages(SRImages):
         await self._backend.nonce_write(proof.name, proof.value)
         return proof
 
+    async def proof_is_seen(self, migration: str) -> bool:
+        name = migration_id(migration)
+        own, answer = await self._backend.nonce_read(name), await self._backend.nonce_read(seen_name(name))
+        return bool(own) and secrets.compare_digest(own.encode(), answer.encode())
+
     async def forget_proof(self, migration: str) -> None:
-        await self._backend.nonce_write(migration_id(migration), "")
+        for name in (migration_id(migration), seen_name(migration_id(migration))):
+            await self._backend.nonce_write(name, "")
 
     def _serve(self, secure: bool) -> Callable[..., Awaitable[TargetUrl]]:
         return self._services.nbd.add if secure else self._services.iscsi.add_lun

@@ -40,6 +40,7 @@ from xapi_migrate.sm.interfaces import (
     SRStat,
     TargetUrl,
     VDIInfo,
+    seen_name,
 )
 
 BLOCK = 4096
@@ -290,9 +291,17 @@ class FakeSR:
         self.storage.nonces[proof.name] = proof.value
         return proof
 
+    async def proof_is_seen(self, migration: str) -> bool:
+        self._called("proof_is_seen", migration)
+        name = str(uuids.uuid5(uuids.NAMESPACE_OID, migration))
+        nonces = self.storage.nonces
+        return name in nonces and nonces.get(seen_name(name)) == nonces[name]
+
     async def forget_proof(self, migration: str) -> None:
         self._called("forget_proof", migration)
-        self.storage.nonces.pop(str(uuids.uuid5(uuids.NAMESPACE_OID, migration)), None)
+        name = str(uuids.uuid5(uuids.NAMESPACE_OID, migration))
+        for nonce in (name, seen_name(name)):
+            self.storage.nonces.pop(nonce, None)
 
     # -- the sending side
 
@@ -315,7 +324,8 @@ class FakeSR:
         size = len(self.storage.disks[uuid])
         if lun.vdi == uuid:
             proven = proof is not None and self.storage.nonces.get(proof.name) == proof.value
-            if proven and not force_copy and lun.ids == self.uuid:
+            if proof is not None and proven and not force_copy and lun.ids == self.uuid:
+                self.storage.nonces[proof.seen] = proof.value
                 copy.status = CopyStatus(CopyState.FINISHED, size, size, same_disk=True)
             else:
                 self._end(copy, "the other host has a VDI of this uuid, and it is not proven to be the same disk")

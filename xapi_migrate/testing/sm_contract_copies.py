@@ -161,9 +161,11 @@ async def check_same_disk(kit: SRKit) -> None:
     await kit.ours.vdi_create(vdi, SIZE)
     url = await kit.ours.vdi_dummy_url(vdi, SIZE, "m", "127.0.0.1")
     proof = await kit.ours.same_disk_proof("m")
+    assert not await kit.ours.proof_is_seen("m")
     await kit.ours.vdi_copy(vdi, url, "same", proof)
     status = await kit.ours.copy_state("same")
     assert status.state is CopyState.FINISHED and status.same_disk
+    assert await kit.ours.proof_is_seen("m")
     tries: list[tuple[str, SameDiskProof | None, bool]] = [
         ("none", None, False),
         ("clone", SameDiskProof(proof.name, "0" * 32), False),
@@ -175,6 +177,7 @@ async def check_same_disk(kit: SRKit) -> None:
         assert status.state is CopyState.FAILED and not status.same_disk and status.error, ref
     for _ in range(2):
         await kit.ours.forget_proof("m")
+    assert not await kit.ours.proof_is_seen("m")
     await kit.ours.vdi_copy(vdi, url, "late", proof)
     assert (await kit.ours.copy_state("late")).state is CopyState.FAILED
     await kit.ours.vdi_close_url(vdi, "m")
