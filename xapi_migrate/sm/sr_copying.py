@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from twisted.internet.defer import DeferredLock
+
 from xapi_migrate.errors import CopyFailed, HandleInvalid, MigrateError, VdiInUse
 from xapi_migrate.sm.copy import CANCELLED, Copy, reason
 from xapi_migrate.sm.copy_account import CopyOf
@@ -23,6 +25,7 @@ class CopiesImages(SRImages):
         super().__init__(config, backend, services, driver)
         self._own_copies: dict[str, tuple[str, ICopyTask]] = {}
         """Those that the backend makes by itself: the VDI and the copy, by ref."""
+        self._answering = DeferredLock()
 
     async def vdi_copy(
         self, uuid: str, url: TargetUrl, ref: str, proof: SameDiskProof | None, force_copy: bool = False
@@ -133,6 +136,15 @@ class CopiesImages(SRImages):
                 f"the other host has SR {self.uuid} too, but what it left there cannot be read here: "
                 "the two are clones, not the same storage",
             )
-        await self._backend.nonce_write(proof.seen, found)
+        await self._answer(proof)
         size = (await self._info(vdi)).virtual_size
         return CopyStatus(CopyState.FINISHED, size, size, same_disk=True)
+
+    async def _answer(self, proof: SameDiskProof) -> None:
+        """Once for all disks of the migration, which look at the same time."""
+        await self._answering.acquire()
+        try:
+            if await self._backend.nonce_read(proof.seen) != proof.value:
+                await self._backend.nonce_write(proof.seen, proof.value)
+        finally:
+            self._answering.release()

@@ -22,6 +22,7 @@ from xapi_migrate.testing.sm_contract_copies import (
     check_encrypted_copy,
     check_same_disk,
     check_same_disk_named_in_its_url,
+    check_same_disks_at_once,
     check_wrong_password,
 )
 from xapi_migrate.testing.sm_contract_vdis import (
@@ -50,6 +51,7 @@ SR_CHECKS = (
     check_copy_of_a_running_disk,
     check_encrypted_copy,
     check_same_disk_named_in_its_url,
+    check_same_disks_at_once,
     check_copy_of_a_halted_disk,
     check_cancel,
     check_closed_url,

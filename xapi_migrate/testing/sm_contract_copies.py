@@ -14,6 +14,7 @@ from xapi_migrate.sm.interfaces import (
     SameDiskProof,
 )
 from xapi_migrate.testing.sm_kit import MIB, SIZE, SRKit, new_source, new_uuid, raises, state_of
+from xapi_migrate.together import together
 
 
 async def _received(kit: SRKit, vdi: str, offset: int) -> bytes:
@@ -153,6 +154,23 @@ async def check_wrong_password(kit: SRKit) -> None:
     assert (await kit.ours.copy_state("ref")).state is CopyState.FAILED
     await kit.theirs.vdi_close_url(fresh, "m")
     await kit.ours.vdi_detach(vdi)
+
+
+async def check_same_disks_at_once(kit: SRKit) -> None:
+    """All disks of a VM are looked at in the same moment, with one nonce for all."""
+    vdis = [new_uuid() for _ in range(4)]
+    urls = {}
+    for vdi in vdis:
+        await kit.ours.vdi_create(vdi, SIZE)
+        urls[vdi] = await kit.ours.vdi_dummy_url(vdi, SIZE, "m", "127.0.0.1")
+    proof = await kit.ours.same_disk_proof("m")
+    await together(*(kit.ours.vdi_copy(vdi, urls[vdi], f"same {vdi}", proof) for vdi in vdis))
+    for vdi in vdis:
+        status = await kit.ours.copy_state(f"same {vdi}")
+        assert status.state is CopyState.FINISHED and status.same_disk, status.error
+        await kit.ours.copy_cancel(f"same {vdi}")
+        await kit.ours.vdi_close_url(vdi, "m")
+    await kit.ours.forget_proof("m")
 
 
 async def check_same_disk(kit: SRKit) -> None:
