@@ -5,7 +5,8 @@ when a file is made. It is local to the host and never in the pool's database. A
 crash counts as not written. Records are derived from the journal, not the other way round.
 
 A file is made with room for all that may follow its first line, zeroes until then: a disk that is full at the moment of
-decision refuses a new migration, and not the decision about one that is under way.
+decision refuses a new migration, and not the decision about one that is under way. For the same reason it stays open
+from its first line to ENDED: no decision needs a descriptor that is not to be had.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class FileJournal:
         entries: list[Entry],
         length: int,
         at: Callable[[str, str], None] = nowhere,
+        file: _Open | None = None,
     ) -> None:
         self.role = role
         self.migration = migration
@@ -134,6 +136,7 @@ class FileJournal:
         self._at = at
         self._path = path
         self._length = length
+        self._file = file
         self._one_at_a_time = defer.DeferredLock()
         self._broken = ""
 
@@ -145,7 +148,8 @@ class FileJournal:
         await self._uncancelled(self._remove())
 
     async def _remove(self) -> None:
-        await threads.deferToThread(_remove, self._path)
+        file, self._file = self._file, None
+        await threads.deferToThread(_remove, self._path, file)
 
     async def _uncancelled(self, work: Awaitable[None]) -> None:
         """A thread cannot be stopped: whoever waits for it may leave, but the next one has its turn after it."""
@@ -166,14 +170,23 @@ class FileJournal:
             raise JournalFailed(self.migration, self._broken)
         self._at(self.role, f"before-{entry.mark.value}")
         try:
-            write = _append if self._length else _create
-            self._length = await threads.deferToThread(write, self._path, self._length, line)
+            await threads.deferToThread(self._write, line)
         except OSError as failure:
             # Half a line may be on disk: what follows it would be unreadable, so nothing may follow.
             self._broken = failure.strerror or "I/O error"
             raise JournalFailed(self.migration, self._broken) from failure
         self.entries.append(entry)
+        if entry.mark is Mark.ENDED:
+            self._file = None  # the other side may be away for months, and nothing is decided any more
         self._at(self.role, f"after-{entry.mark.value}")
+
+    def _write(self, line: bytes) -> None:
+        if not self._length:
+            self._file = _create(self._path, line)
+        else:
+            self._file = self._file or _Open(self._path)
+            _append(self._file, self._length, line)
+        self._length += len(line)
 
 
 @implementer(IJournals)
@@ -199,8 +212,12 @@ class FileJournals:
             if entries:
                 # What is readable may not be durable yet: the daemon may have died between write and fsync. It must
                 # be before anything is done because of it.
-                _wipe_tail(path, length)
-                found.append(FileJournal(path, role, migration, entries, length, self._at))
+                file = _Open(path)
+                _wipe_tail(file, length)
+                ended = any(entry.mark is Mark.ENDED for entry in entries)
+                found.append(
+                    FileJournal(path, role, migration, entries, length, self._at, None if ended else file)
+                )  # fmt: skip
             else:
                 path.unlink()  # nothing was promised
         _sync(self._folder)
@@ -224,54 +241,66 @@ def _parse(text: bytes) -> tuple[list[Entry], int]:
     return entries, length
 
 
-def _create(path: Path, length: int, line: bytes) -> int:
+class _Open:
+    """A file and its folder, open for as long as somebody holds this: the journal, or the thread that writes for it."""
+
+    def __init__(self, path: Path, flags: int = 0) -> None:
+        self.descriptor = self.folder = -1
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        self.folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """More than once is once."""
+        both = self.descriptor, self.folder
+        self.descriptor = self.folder = -1
+        for one in both:
+            if one >= 0:
+                os.close(one)
+
+    __del__ = close
+
+
+def _create(path: Path, line: bytes) -> _Open:
     """The first line, and room for the others. Nothing is left if it cannot be had."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, len(line) + RESERVED)
-        written = _write(descriptor, length, line)
-        _sync(path.parent)
+        file = _Open(path, os.O_CREAT)
     except OSError:
         path.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(descriptor)
-    return written
-
-
-def _append(path: Path, length: int, line: bytes) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        return _write(descriptor, length, line)
-    finally:
-        os.close(descriptor)
+        os.posix_fallocate(file.descriptor, 0, len(line) + RESERVED)
+        _append(file, 0, line)
+        _sync(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        file.close()
+        raise
+    return file
 
 
-def _write(descriptor: int, length: int, line: bytes) -> int:
-    """Durable when it returns; the new length."""
-    if os.pwrite(descriptor, line, length) != len(line):
+def _append(file: _Open, length: int, line: bytes) -> None:
+    """Durable when it returns."""
+    if os.pwrite(file.descriptor, line, length) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.fsync(descriptor)
-    return length + len(line)
+    os.fsync(file.descriptor)
 
 
-def _wipe_tail(path: Path, length: int) -> None:
+def _wipe_tail(file: _Open, length: int) -> None:
     """What a crash left half-written goes; the room for what follows stays. A disk that is full now is told when it is
     written to."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        torn = os.fstat(descriptor).st_size - length
-        if torn > 0 and os.pread(descriptor, torn, length).strip(b"\0"):
-            os.pwrite(descriptor, bytes(torn), length)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    torn = os.fstat(file.descriptor).st_size - length
+    if torn > 0 and os.pread(file.descriptor, torn, length).strip(b"\0"):
+        os.pwrite(file.descriptor, bytes(torn), length)
+    os.fsync(file.descriptor)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, file: _Open | None) -> None:
     path.unlink(missing_ok=True)
-    _sync(path.parent)
+    if file is None:
+        _sync(path.parent)
+    else:
+        os.fsync(file.folder)
 
 
 def _sync(path: Path) -> None:
