@@ -137,8 +137,8 @@ def test_a_sender_restarted_in_doubt_asks_and_settles(world: World) -> None:
 
         def kill(request: str) -> None:
             if request == "PUT /control" and not killed:
-                killed.append(request)
                 world.source.kill()
+                killed.append(request)  # last: it is what the test waits for
 
         proxy.before = kill
         world.begin(made.uuid, proxy.uris(world.receive()))
