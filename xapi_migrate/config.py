@@ -22,7 +22,8 @@ class MigrationTimes:
     request: float = 60.0
     # How long an offer lives if no PUT metadata comes.
     offer: float = 600.0
-    # How often the sender asks for the state of the copies (3.6).
+    # How often the sender asks for the state of the copies (3.6), more often while they have only begun, and tells the
+    # task.
     poll: float = 0.5
     # How long a copy may get no nearer to its end because the guest writes to its disk faster than it is copied.
     falling_behind: float = 20.0

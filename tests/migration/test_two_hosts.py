@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from twisted.internet.task import Clock
 
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.steps import Step
 from xapi_migrate.testing.direct_peer import Fate
-from xapi_migrate.testing.two_hosts import SIZE, SimTask, TwoHosts
+from xapi_migrate.testing.two_hosts import SIZE, TIMES, SimTask, TwoHosts
 
 
 def over(task: SimTask) -> bool:
@@ -407,3 +408,17 @@ def test_options_that_are_neither_true_nor_false_are_refused(option: str) -> Non
     task = world.migrate(world.source.new_vm(), **{option: "maybe"})
     assert world.run(5, lambda: task.status != "pending")
     assert task.status == "failure" and task.value.failure() == ["INVALID_VALUE", f"options:{option}", "maybe"]  # type: ignore[attr-defined]
+
+
+def test_a_quick_copy_is_not_waited_for_longer_than_it_takes() -> None:
+    """Its state is looked at often in the beginning; the task is told no more often than `poll`."""
+    world = TwoHosts(Clock(), times=attrs.evolve(TIMES, poll=2.0))
+    at: dict[str, float] = {}
+    world.source.tasks.begun = lambda task: setattr(
+        task, "at_step", lambda step: at.setdefault(step.partition(" ")[0], world.clock.seconds())
+    )
+    task = world.migrate(world.source.new_vm())
+    assert world.run(30, lambda: over(task))
+    assert task.status == "success"
+    assert at["3.7"] - at["3.6"] < 0.15  # the copies take 0.1 s
+    assert len(task.progress) <= 6

@@ -12,6 +12,7 @@ from ..steps import Step
 from ..together import started, together
 from .outgoing import Outgoing, OutgoingDisk
 
+SHORTEST, PART = 0.02, 0.02
 LAST_WORD = 1.0
 """Seconds for a receiver that gives up to say so after it has shut its LUNs, and for its answer to the question."""
 
@@ -20,9 +21,21 @@ async def copy_disks(migration: Outgoing) -> None:
     """Begin all copies and wait until each is ready (or finished, where there was nothing to copy). CopyFailed."""
     await together(*(_begin(migration, disk) for disk in migration.disks))
     migration.story.step(Step.GET_STATE, f"Task.get_state of {len(migration.disks)} copies")
-    while not await poll(migration):
-        await task.deferLater(migration.host.clock, migration.host.config.times.poll)
+    began = told = migration.host.clock.seconds()
+    while not await _all_ready(migration):
+        now = migration.host.clock.seconds()
+        if now - told >= migration.host.config.times.poll:
+            told = now
+            _tell(migration)
+        await task.deferLater(migration.host.clock, _pause(now - began, migration.host.config.times.poll))
+    _tell(migration)
     migration.story.step(Step.ALL_READY)
+
+
+def _pause(elapsed: float, longest: float) -> float:
+    """Seconds until the copies are looked at again: a small part of what they have taken so far, so that a quick one is
+    not waited for longer than it takes."""
+    return min(longest, max(SHORTEST, PART * elapsed))
 
 
 async def _begin(migration: Outgoing, disk: OutgoingDisk) -> None:
@@ -38,15 +51,23 @@ async def _begin(migration: Outgoing, disk: OutgoingDisk) -> None:
         story.step(Step.LOG_DIRTY, f"disk {disk.number} tracks its writes")
 
 
-async def poll(migration: Outgoing) -> bool:
-    """Step 3.6 for every copy; whether all are ready. CopyFailed, or MigrationAborted if that is why."""
+async def poll(migration: Outgoing) -> None:
+    """Step 3.6 for every copy, and tell the task of it. CopyFailed, or MigrationAborted if that is why."""
+    await _all_ready(migration)
+    _tell(migration)
+
+
+async def _all_ready(migration: Outgoing) -> bool:
     for disk in migration.disks:
         disk.status = await disk.sr.copy_state(disk.copy)
         if disk.status.state is CopyState.FAILED:
             raise await _why(migration, CopyFailed(disk.vdi_uuid, disk.status.error or "no reason was given"))
+    return all(disk.status and disk.status.state is not CopyState.PENDING for disk in migration.disks)
+
+
+def _tell(migration: Outgoing) -> None:
     migration.progress()
     migration.tell_measures()
-    return all(disk.status and disk.status.state is not CopyState.PENDING for disk in migration.disks)
 
 
 async def _why(migration: Outgoing, failure: CopyFailed) -> MigrateError:
