@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+from . import own_process
 from .config import Config
 from .configuration import ConfigError, build, load, merge, setting, show
 from .errors import MigrateError
@@ -117,6 +118,7 @@ class DaemonService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        own_process.prepare()
         self._reactor.callWhenRunning(self._begin)
 
     def stopService(self) -> defer.Deferred[None]:

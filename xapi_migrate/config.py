@@ -115,6 +115,16 @@ class Config:
     # writes to disks are slowed down more and more, past times.final_suspend it is stopped for as long as the rest of
     # its memory takes. false: past either the migration fails, and the guest runs on where it is.
     slow_guests: bool = True
+    # How many connections may be open to all of `listen` together; at most a quarter of the files that the process may
+    # have open (LimitNOFILE). The sockets of this host, api_socket and plugin_socket, may have as many of their own.
+    connections: int = 1000
+    # Of these, how many may be of who has shown neither a session nor a migration's capability. Where there is no room,
+    # one that has been waited for longest is ended in favour of the next.
+    connections_unknown: int = 200
+    # The same from one address; of IPv6, from one /64.
+    connections_of_address: int = 50
+    # Seconds in which a request of who has shown nothing has to be here, headers and body.
+    request_deadline: float = 60.0
     # How many VMs this host sends at once, those counted whose disks move to other SRs here; the others wait their
     # turn, first come first served. 0: all at once.
     sends_at_once: int = 3

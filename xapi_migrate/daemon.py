@@ -14,11 +14,12 @@ from twisted.internet import defer
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 
-from . import tls
+from . import own_process, tls
 from .config import Config
 from .domains.interfaces import IDomainDriver
 from .domains.qemu import QEMUDriver
 from .domains.qemu_config import DomainTimeouts, QEMUConfig
+from .entrance import Entrance, Room
 from .errors import InvalidValue
 from .migration.claims import Claims
 from .migration.engine import Engine
@@ -113,6 +114,8 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     state_dir = config.state_dir.absolute()
     for folder in (state_dir, state_dir / "migrations"):
         await in_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+    if warning := await in_thread(own_process.check_private, state_dir):
+        log.warn("{warning}", warning=warning)
     # before anything is read: what is decided at a start is decided about the journals and processes of one daemon
     lock = FolderLock(state_dir)
     await lock.take(reactor)
@@ -126,6 +129,12 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         raise InvalidValue("database", "a host beside an upstream has a database of its own, and is no pool's member")
     vouching = config.upstream_authorities
     upstream_trust = await in_thread(tls.trust_root, state_dir / vouching) if vouching else None
+    room = Room(
+        config.connections, config.connections_unknown, config.connections_of_address, config.request_deadline
+    ).within(own_process.descriptors())
+    if room.most < config.connections:
+        log.warn("No more than {most} connections are served at once: this process may have few files open",
+                 most=room.most)  # fmt: skip
     reach = Reach.all_but(config.denied_networks)
     endpoints = [_endpoint(reactor, one, identity) for one in config.listen]
 
@@ -156,7 +165,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     domains.watch_disks(lambda domain, disk, why: services.datapaths.refused(disk.socket_path, why))
 
     checker = make_checker(config.auth or (f"file:{config.users}",), state_dir, reactor)
-    limits = Limits(config.upstream_connections, config.upstream_idle)
+    limits = Limits(min(config.upstream_connections, own_process.descriptors() // 4), config.upstream_idle)
     beside = stand_beside(upstream, records, reactor, upstream_trust, limits) if upstream is not None else None
     server = _server(records, checker, reactor, host, beside)
     daemon.closes(server.stop)
@@ -216,8 +225,9 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         if config.plugin_socket:
             path = state_dir / config.plugin_socket
             site = plugin_site(overlay.calls, path.name, config.request_limit)
-            await _listen_locally(daemon, reactor, path, "0600", site)
+            await _listen_locally(daemon, reactor, path, "0600", site, room)
     site = served(tree)
+    site.entrance = Entrance(reactor, room)
     for description, endpoint in zip(config.listen, endpoints, strict=True):
         port = await endpoint.listen(site)
         daemon.ports.append(port)
@@ -230,10 +240,13 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         daemon.closes(members.stop)
         members.start(_member_address(daemon, config, about.name, identity.fingerprint()))
     if config.api_socket:
-        await _listen_locally(daemon, reactor, state_dir / config.api_socket, config.api_socket_mode, served(None))
+        await _listen_locally(
+            daemon, reactor, state_dir / config.api_socket, config.api_socket_mode, served(None), room
+        )
 
 
-async def _listen_locally(daemon: Daemon, reactor: Any, path: Path, mode: str, site: Any) -> None:
+async def _listen_locally(daemon: Daemon, reactor: Any, path: Path, mode: str, site: Any, room: Room) -> None:
+    site.entrance = Entrance(reactor, room)
     port = await listen_locally(reactor, path, mode, site)
     daemon.ports.append(port)
     daemon.closes(lambda: defer.maybeDeferred(port.stopListening))  # type: ignore[call-overload]

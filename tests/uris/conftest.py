@@ -91,10 +91,10 @@ async def served(tmp_path):
     for port in ports:
         await port.stopListening()
     for channel in channels:
-        transport = channel._channel.transport
+        transport = channel.transport
         if transport is not None and transport.connected:
             transport.abortConnection()
-    await until(lambda: not any(c._channel.transport and c._channel.transport.connected for c in channels))
+    await until(lambda: not any(c.transport and c.transport.connected for c in channels))
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ async def test_a_body_for_a_wrong_capability_is_refused_unread(served, rest, fra
     client.send(f"PUT {WRONG}{rest} HTTP/1.1\r\nHost: r\r\n{framing}\r\n\r\n".encode())
     await client.sees(b"HTTP/1.1 404 Not Found\r\n", 1)
     await client.sees(b"Connection: close\r\n")
-    kept = served.channels[0]._channel.requests[0].content
+    kept = served.channels[0].requests[0].content
     for _ in range(1600):
         client.send(b"10000\r\n" + bytes(0x10000) + b"\r\n" if "chunked" in framing else bytes(0x10000))
     await client.ends(4)

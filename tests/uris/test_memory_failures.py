@@ -297,7 +297,7 @@ async def test_the_receivers_daemon_vanishes(served, scheme, takes_socket):
     await until(lambda: writer.began)
     await sleep(0.2)
     for channel in served.channels:
-        channel._channel.transport.abortConnection()
+        channel.transport.abortConnection()
     served.receiving.reader.sock.shutdown(2)
     hold.set()
     error = await fails(sending, PeerSilent)

@@ -313,7 +313,7 @@ async def test_a_kept_connection_that_the_receiver_closed_is_no_silence(served):
     peer = peer_of(served.http)
     await peer.head()
     for channel in served.channels:
-        channel._channel.transport.abortConnection()
+        channel.transport.abortConnection()
     assert (await peer.put_done()).outcome is Outcome.COMMITTED
     assert served.receiving.events == [("done",)]
     peer.close()

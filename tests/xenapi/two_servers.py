@@ -67,7 +67,7 @@ class Door:
 
     def shut(self) -> defer.Deferred[None]:
         for protocol in self._inside:
-            transport = protocol._channel.transport
+            transport = protocol.transport
             if transport is not None:
                 transport.abortConnection()
         self._inside.clear()

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.resource import Resource
 
+from xapi_migrate.entrance import shown
 from xapi_migrate.errors import InternalError, MigrateError
 from xapi_migrate.pool import wire
 from xapi_migrate.together import started
@@ -39,6 +40,7 @@ class MemberResource(Resource):
             request.setResponseCode(404)
             request.setHeader(b"Content-Type", b"text/plain")
             return b"Not found.\n"
+        shown(request)
         gone: list[bool] = []
         request.notifyFinish().addErrback(gone.append)
         work = started(self._answer(request.content.read()))

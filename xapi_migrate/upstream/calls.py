@@ -105,6 +105,10 @@ class OverlayCalls:
             return self._mine(call, self._own_if_halted(call, path, body, origin))
         return self._task(call, path, body, origin)
 
+    def knows(self, session: Any) -> bool:
+        """Whether the upstream has vouched for this session, and not taken that back as far as is known."""
+        return self._identity.knows(session)
+
     def ended(self, session: Any) -> None:
         """A session has ended, or will in a moment: ours with it."""
         self._identity.forget(session)
@@ -209,7 +213,7 @@ class OverlayCalls:
     # -- edges -----------------------------------------------------------------------------------
 
     def _mine(self, call: Peeked, work: Awaitable[bytes], abandon: bool = False) -> Mine:
-        return Mine(self._replied(call, work), abandon)
+        return Mine(self._replied(call, work), abandon, call.params[0] if call.params else None)
 
     async def _replied(self, call: Peeked, work: Awaitable[bytes]) -> Reply:
         try:

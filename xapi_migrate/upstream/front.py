@@ -9,12 +9,14 @@ from typing import Protocol as TypingProtocol
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.interfaces import IAddress, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from ..entrance import Entrance, Visitor
 from ..together import started
 from ..uris.request import LINGER
 from ..uris.socket_options import notice_death, tcp_socket
@@ -28,6 +30,8 @@ IDLE = 300.0
 """Seconds that a connection may be open without a request."""
 REQUEST = 60.0
 """Seconds in which a request must be here, if it is not streamed."""
+LAST_WORDS = 60.0
+"""Seconds that a client has to take what was written to it before its connection ended."""
 _AHEAD = 64 << 10
 """Bytes that a client may be ahead while an earlier request is being answered."""
 
@@ -58,10 +62,12 @@ class Reply:
 
 @attrs.frozen
 class Mine:
-    """A call that is answered here. `abandon`: if the client goes, so does the work."""
+    """A call that is answered here. `abandon`: if the client goes, so does the work. `session`: of who calls,
+    as it says."""
 
     work: Awaitable[Reply]
     abandon: bool = False
+    session: Any = None
 
 
 @attrs.frozen
@@ -84,6 +90,9 @@ class Decides(TypingProtocol):
     def holds_call(self, head: RequestHead) -> bool:
         """Whether the body is to be looked into; its length is known then, and small."""
 
+    def knows(self, session: Any) -> bool:
+        """Whether the upstream has vouched for this session."""
+
     def decide(self, head: RequestHead, body: bytes, origin: str) -> Mine | Passed:
         """What becomes of a request; `body` is "" unless it holds a call."""
 
@@ -94,11 +103,12 @@ class Decides(TypingProtocol):
 @attrs.define(eq=False)
 class FrontFactory(Factory):
     """`migrations` makes the server's side of a connection that asks for migration URIs. `trusted`: whoever comes is
-    root on this host."""
+    root on this host. `entrance`: how many may come, if not any number."""
 
     decides: Decides
     migrations: Callable[[IAddress | None], Any]
     trusted: bool = False
+    entrance: Entrance | None = None
 
     def __attrs_post_init__(self) -> None:
         self.noisy = False
@@ -115,7 +125,11 @@ FORBIDDEN = Reply(
 TOO_LONG = Reply(b"431 Request Header Fields Too Large", b"text/plain", b"The head is too long.\n", True)
 
 
+@implementer(IPushProducer)
 class Front(Protocol, TimeoutMixin):
+    """It is registered as what writes to its client, where no relay is: what the client does not take is not added
+    to."""
+
     log = Logger()
 
     def __init__(self, factory: FrontFactory, address: IAddress | None) -> None:
@@ -132,6 +146,9 @@ class Front(Protocol, TimeoutMixin):
         self._ending = False
         self._waits_for_rest = False
         self._advancing = False
+        self._full = False
+        self._visitor: Visitor | None = None
+        self._late: Any = None
 
     @property
     def out(self) -> Any:
@@ -144,9 +161,42 @@ class Front(Protocol, TimeoutMixin):
     def connectionMade(self) -> None:
         notice_death(tcp_socket(self.transport))
         self.setTimeout(IDLE)  # type: ignore[no-untyped-call]
+        self.out.registerProducer(self, True)
+        if self._factory.entrance is not None:
+            self._visitor = self._factory.entrance.enter(getattr(self._address, "host", ""), self)
+            if self._visitor is None:
+                self._ending = True
+                self.put_out()
+            elif self._factory.trusted:
+                self._visitor.shows()
+
+    def put_out(self) -> None:
+        """End the connection at once."""
+        self.out.abortConnection()
 
     def timeoutConnection(self) -> None:
-        self.out.loseConnection()
+        if self._migrations is not None:
+            self._migrations.timeoutConnection()
+        elif self._late is None:
+            self._ending = True
+            self._late = self.callLater(LAST_WORDS, self.put_out)  # type: ignore[no-untyped-call]
+            self.out.unregisterProducer()
+            self.out.loseConnection()
+
+    # -- IPushProducer: answers that are made here --------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self._full = True
+        self.out.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        self.out.resumeProducing()
+        if self._migrations is None and not self._busy:
+            self._advance()
+
+    def stopProducing(self) -> None:
+        """The connection has ended; `connectionLost` follows."""
 
     def dataReceived(self, data: bytes) -> None:
         if self._migrations is not None:
@@ -158,7 +208,7 @@ class Front(Protocol, TimeoutMixin):
             self._unread = self._sent(data)
         else:
             self._unread += data
-        if self._busy:
+        if self._busy or self._full:
             self._hold_back()
         else:
             self._advance()
@@ -169,6 +219,7 @@ class Front(Protocol, TimeoutMixin):
             return self._relay.send(data)
         except BadMessage as error:
             self._relay = None
+            self._write_again()
             self._refuse(error)
             return b""
 
@@ -184,7 +235,7 @@ class Front(Protocol, TimeoutMixin):
             return  # by a request that was answered at once
         self._advancing = True
         try:
-            while self._unread and not self._busy and not self._ending and self._migrations is None:
+            while self._unread and not self._busy and not self._full and not self._ending and self._migrations is None:
                 if not self._take():
                     self._wait_for_rest()
                     return
@@ -227,12 +278,15 @@ class Front(Protocol, TimeoutMixin):
 
     def _begin(self, head: RequestHead, call: bool) -> None:
         self.setTimeout(None)  # type: ignore[no-untyped-call]
+        if self._visitor is not None:
+            self._visitor.busy()
         origin = TRUSTED if self._factory.trusted else getattr(self._address, "host", "") or "local"
         decided = self._decides.decide(head, self._body, origin)
         if isinstance(decided, Mine):
             self._abandon = decided.abandon
+            self._recognise(decided.session)
             self._work = work = started(decided.work)
-            work.addCallback(self._write)
+            work.addCallback(self._answer, decided.session)
             work.addErrback(self._failed)
             return
         opening = (head.without_expectation() if head.expects else head.raw) + self._body if call else head.raw
@@ -240,7 +294,16 @@ class Front(Protocol, TimeoutMixin):
         self._relay = Relay(
             self, self._decides.pool, kind, head, opening, _rest(head, call), decided.repeatable, decided.after
         )
+        self.out.unregisterProducer()
         self._relay.start()
+
+    def _answer(self, reply: Reply, session: Any) -> None:
+        self._recognise(session)  # it may have been asked about meanwhile
+        self._write(reply)
+
+    def _recognise(self, session: Any) -> None:
+        if self._visitor is not None and self._decides.knows(session):
+            self._visitor.shows()
 
     def _failed(self, failure: Failure) -> None:
         self._work = None
@@ -251,7 +314,9 @@ class Front(Protocol, TimeoutMixin):
     def _hand_over(self) -> None:
         """The rest of this connection is for migration URIs."""
         self.setTimeout(None)  # type: ignore[no-untyped-call]
+        self.out.unregisterProducer()
         self._migrations = self._factory.migrations(self._address)
+        self._migrations.visitor = self._visitor
         self._migrations.makeConnection(self.transport)
         unread, self._unread = self._unread, b""
         self._migrations.dataReceived(unread)
@@ -279,12 +344,19 @@ class Front(Protocol, TimeoutMixin):
             self._unread = self._sent(self._unread)
         self.out.resumeProducing()
 
+    def begun(self, status: int, stream: bool) -> None:
+        # it is the upstream that knows who comes, and tells nobody: but who has none of his rights gets no stream
+        if stream and status < 400 and self._visitor is not None:
+            self._visitor.shows(briefly=True)
+
     def answered(self, persistent: bool) -> None:
         self._relay = None
+        self._write_again()
         self._done(persistent)
 
     def unanswered(self, reason: str, tried: bool) -> None:
         head, self._relay = self._head, None
+        self._write_again()
         assert head is not None
         reply = self._decides.unanswered(head, self._body, reason, tried)
         streamed = not self._decides.holds_call(head) and not _rest(head, False).ended
@@ -294,11 +366,19 @@ class Front(Protocol, TimeoutMixin):
         self._relay = None
         self.out.abortConnection()
 
+    def _write_again(self) -> None:
+        """The relay has left the client's connection."""
+        self._full = False
+        self.out.registerProducer(self, True)
+
     def _done(self, persistent: bool) -> None:
         self._head, self._body = None, b""
+        if self._visitor is not None:
+            self._visitor.awaited(by_deadline=False)
         if persistent:
             self.setTimeout(IDLE)  # type: ignore[no-untyped-call]
-            self.out.resumeProducing()
+            if not self._full:
+                self.out.resumeProducing()
             self._advance()
             return
         # A close with unread bytes would reset the connection, which can overtake the answer: what still comes is
@@ -306,6 +386,7 @@ class Front(Protocol, TimeoutMixin):
         self._ending = True
         self._unread = b""
         self.setTimeout(LINGER)  # type: ignore[no-untyped-call]
+        self.out.unregisterProducer()
         if ISSLTransport.providedBy(self.out):
             self.out.loseConnection()
         else:
@@ -314,6 +395,10 @@ class Front(Protocol, TimeoutMixin):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)  # type: ignore[no-untyped-call]
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        if self._visitor is not None:
+            self._visitor.leave()
         if self._migrations is not None:
             self._migrations.connectionLost(reason)
             return

@@ -90,6 +90,13 @@ class Identity:
         self._until[ref] = self._clock.seconds() + BELIEVED
         return caller
 
+    def knows(self, ref: Any) -> bool:
+        """Whether the upstream has vouched for it."""
+        try:
+            return isinstance(ref, str) and bool(self._sessions.caller(ref))
+        except SessionInvalid:
+            return False
+
     def _read(self, ref: str, record: Any) -> Caller:
         """What is missing or of another kind gives no right."""
         if not isinstance(record, dict):

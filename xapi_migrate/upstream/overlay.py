@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet import defer
 from twisted.logger import Logger
@@ -49,6 +50,9 @@ class Overlay:
         if head.method != b"POST" or head.length is None or head.length > self._limit:
             return False
         return head.path == EXTENSION or wire_of(head.path) is not None
+
+    def knows(self, session: Any) -> bool:
+        return self.calls.knows(session)
 
     def decide(self, head: RequestHead, body: bytes, origin: str) -> Mine | Passed:
         if head.path == EXTENSION:

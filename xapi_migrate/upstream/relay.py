@@ -29,6 +29,9 @@ class Client(Protocol):
     def ready(self) -> None:
         """What has come of the body, and what comes, can be taken."""
 
+    def begun(self, status: int, stream: bool) -> None:
+        """The answer begins; `stream`: of what is no call."""
+
     def answered(self, persistent: bool) -> None:
         """The answer has been written whole; the connection goes on, if it is to."""
 
@@ -190,6 +193,7 @@ class Relay:
         else:
             self._persistent = head.persistent
             self._read_for_sure &= head.status == 200 or not self._has_body
+        self._client.begun(head.status, self._kind is Kind.STREAM)
         self._saw()
 
     def _write(self, data: bytes) -> None:

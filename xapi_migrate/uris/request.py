@@ -16,7 +16,9 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import IResource
 
+from ..entrance import Entrance, shown
 from ..errors import InternalError, MigrateError
+from .channel import Channel
 from .exchange import Exchange, Whole
 from .memory import receive
 from .reply import Reply, failure
@@ -46,7 +48,8 @@ class MigrationRequest(server.Request):
         tree = getattr(self._channel.site, "migrations", None)
         method, path = self._channel._command, self._channel._path
         if tree is None or not below(path):
-            super().gotLength(length)  # type: ignore[no-untyped-call]
+            # twisted.web would open a temporary file for a long body; what is too long is refused by its limit
+            self.content = BytesIO()
             return
         self.claim(b"/migrate")  # nothing that prints a request may print a capability
         self._admit(tree, method, path, length)
@@ -69,7 +72,10 @@ class MigrationRequest(server.Request):
             self.exchange = Whole(self, 0, lambda body: self.reply(admitted))
             if length != 0:
                 self.refuse(admitted)
-        elif isinstance(admitted.verb, Streamed):
+            self.exchange.began(length)
+            return
+        shown(self, admitted.receiving)
+        if isinstance(admitted.verb, Streamed):
             self.exchange = receive(self, admitted.receiving, length, tree.reactor)
         else:
             verb = admitted.verb
@@ -206,10 +212,14 @@ class MigrationRequest(server.Request):
 class MigrationSite(server.Site):
     """A Site whose tree has migration URIs: HTTP/1.1 only, and no access log, for that would hold capabilities."""
 
+    protocol = Channel  # type: ignore[assignment]
+
     def __init__(self, root: IResource, migrations: MigrationTree | None, **options: Any) -> None:
         options.setdefault("requestFactory", MigrationRequest)
         super().__init__(root, **options)  # type: ignore[no-untyped-call]
         self.migrations = migrations
+        self.entrance: Entrance | None = None
+        """How many may come, if not any number."""
 
     def acceptableProtocols(self) -> list[bytes]:
         return [b"http/1.1"]

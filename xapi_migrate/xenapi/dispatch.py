@@ -73,6 +73,13 @@ class Dispatcher:
         """The names of all calls that are carried out here."""
         return sorted(self._calls)
 
+    def knows(self, session: Any) -> bool:
+        """Whether this is a session, as far as is known here."""
+        try:
+            return bool(self._sessions.check(session))
+        except MigrateError:
+            return False
+
     async def call(self, method: str, params: list[Any], origin: str) -> Any:
         """The result. MigrateError for what a client is told; anything else is a bug of ours."""
         if method == LIST_METHODS:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.resource import Resource
 
+from xapi_migrate.entrance import shown
 from xapi_migrate.errors import MigrateError
 from xapi_migrate.xenapi import jsonrpc, wire
 from xapi_migrate.xenapi.dispatch import LIST_METHODS, Dispatcher
@@ -75,6 +76,8 @@ class _Calls(Resource):
             origin = TRUSTED
         else:
             origin = getattr(request.getClientAddress(), "host", "") or "local"
+        if params and self._dispatcher.knows(params[0]):
+            shown(request)
         return await self._dispatcher.call(method, params, origin)
 
     def _broken(self, request: Any, failure: Failure) -> bytes:

@@ -42,7 +42,10 @@ async def listen_locally(reactor: Any, path: Path, mode: str, site: Trusting) ->
 
 def remove_stale(path: Path) -> None:
     """Remove a socket that nobody serves any more; make its folder. OSError if it is no socket or is served. Blocks."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        folder.chmod(0o755)  # who may open the socket says its own mode
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:

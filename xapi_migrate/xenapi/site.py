@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.web.resource import IResource
 
+from xapi_migrate.entrance import shown
 from xapi_migrate.uris.reply import Reply
 from xapi_migrate.uris.request import MigrationRequest, MigrationSite
 from xapi_migrate.uris.tree import MigrationTree, below
@@ -62,7 +63,8 @@ class ApiRequest(MigrationRequest):
         self.exchange.began(length)
 
     def begin_answer(self, headers: Mapping[str, str]) -> None:
-        """200 with these headers, while the body is still to come."""
+        """200 with these headers, while the body is still to come: the session is good."""
+        shown(self)
         self.setResponseCode(200)
         self._web.setHeader(b"Connection", b"close")
         for name, value in headers.items():
