@@ -201,3 +201,18 @@ async def test_calls_are_not_taken_below_migrate(tmp_path: Path, path: str) -> N
     async with live(tmp_path) as here:
         status, _, body = await ask(here, LOGIN, path)
         assert status == 404 and b"OpaqueRef" not in body
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_body_is_never_taken_for_a_form(tmp_path: Path) -> None:
+    """twisted.web would: parts within parts, each line of which is held against all, take seconds."""
+    nested = b"".join(b'--%d\r\nContent-Type: multipart/mixed; boundary="%d"\r\n\r\n' % (n, n + 1) for n in range(400))
+    body = nested + b"\n" * 200_000
+    async with live(tmp_path) as here:
+        for kind in ("multipart/form-data; boundary=0", "application/x-www-form-urlencoded"):
+            begun = time.process_time()
+            status, _, _ = await threads.deferToThread(post, here.port, body, "/", **{"Content-Type": kind})
+            assert status == 400
+            assert time.process_time() - begun < 1
+        status, _, answer = await threads.deferToThread(post, here.port, LOGIN, "/", **{"Content-Type": kind})
+        assert status == 200 and b"OpaqueRef:" in answer

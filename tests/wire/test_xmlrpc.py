@@ -92,6 +92,7 @@ def test_what_is_no_call_is_refused(body: bytes) -> None:
         b"<value><boolean>2</boolean></value>",
         b"<value><double>x</double></value>",
         b"<value><dateTime.iso8601>yesterday</dateTime.iso8601></value>",
+        b"<value><dateTime.iso8601>0001-01-01T00:00:00+23:59</dateTime.iso8601></value>",
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_invalid(text: bytes) -> None:
@@ -128,7 +129,7 @@ def test_bombs_are_refused_at_once(name: str) -> None:
             wire.parse_call(body)
         spent.append(time.process_time() - begun)
     # what such a body could cost is seconds
-    assert min(spent) < 0.2
+    assert min(spent) < 0.05
 
 
 def test_answers_are_compact() -> None:

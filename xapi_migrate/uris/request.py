@@ -95,6 +95,8 @@ class MigrationRequest(server.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self.exchange is None:
+            # else twisted.web takes a body for a form if this says so, and parts within parts take it seconds
+            self.requestHeaders.removeHeader(b"content-type")
             super().requestReceived(command, path, version)  # type: ignore[no-untyped-call]
         elif self._closed:
             self._channel.loseConnection()  # all of the body has been read: nothing can be lost any more

@@ -89,7 +89,10 @@ class DataModel:
 def timestamp(text: str) -> datetime:
     """XenAPI's 20110405T10:11:12Z, and ISO 8601 as Python knows it. ValueError."""
     moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{text} is outside the calendar") from None
 
 
 def _default(type_: Type, enums: Mapping[str, tuple[str, ...]], raw: Any) -> Any:

@@ -11,17 +11,25 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import ParseError
 
-from lxml import etree
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 
 from xapi_migrate.errors import InvalidValue
 from xapi_migrate.xenapi.datamodel import timestamp
 from xapi_migrate.xenapi.kept import Kept
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 MAX_DEPTH = 64
 MAX_ELEMENTS = 20_000
 MAX_PARAMS = 100
+_BESIDE = 100
+"""Of a document: its own elements, comments and instructions."""
+_LONGEST_KEPT = 64
 CONTENT_TYPE = b"text/xml"
 
 _SPACE = " \t\r\n"
@@ -56,12 +64,12 @@ def fit(text: str) -> str:
 def parse_call(body: bytes) -> tuple[str, list[Any]]:
     """The method's name and its parameters. Malformed; InvalidValue for text that is not fit."""
     try:
-        check_text(body.decode())
+        text = check_text(body.decode())
     except UnicodeDecodeError:
         raise InvalidValue("Invalid UTF-8 string in parameter", "") from None
     for found in _REFERENCE.finditer(body):
         _check_reference(found)
-    root = _tree(body)
+    root = _tree(text)
     if root.tag != "methodCall":
         raise Malformed("the document is not a methodCall")
     return _Reader().call(root)
@@ -74,23 +82,16 @@ def _check_reference(found: re.Match[bytes]) -> None:
         raise InvalidValue("Invalid UTF-8 string in parameter", found[0].decode()[:20])
 
 
-_PARSER = etree.XMLParser(
-    encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False,
-    remove_comments=True, remove_pis=True,
-)  # fmt: skip
-
-
-def _tree(body: bytes) -> etree._Element:
-    start = body.find(b"<methodCall")
-    if start < 0 or b"<!DOCTYPE" in body[:start]:
-        raise Malformed("a document type declaration" if start >= 0 else "the document is not a methodCall")
+def _tree(text: str) -> Element:
+    """The document's elements. Every parser is a new one: one that is kept keeps all names that it has ever seen."""
+    if text.count("<") > 2 * MAX_ELEMENTS + _BESIDE:  # before they cost anything
+        raise Malformed(f"more than {MAX_ELEMENTS} elements")
     try:
-        root = etree.fromstring(body, _PARSER)
-    except (etree.XMLSyntaxError, ValueError):
-        raise Malformed("the document is not well-formed, or too deep") from None
-    if root.getroottree().docinfo.internalDTD is not None:
-        raise Malformed("a document type declaration")
-    return root
+        return fromstring(text, forbid_dtd=True)
+    except DefusedXmlException:
+        raise Malformed("a document type declaration") from None
+    except (ParseError, ValueError):
+        raise Malformed("the document is not well-formed") from None
 
 
 class _Reader:
@@ -99,7 +100,7 @@ class _Reader:
     def __init__(self) -> None:
         self._seen = 0
 
-    def call(self, root: etree._Element) -> tuple[str, list[Any]]:
+    def call(self, root: Element) -> tuple[str, list[Any]]:
         method, params = None, []
         for child in root:
             if child.tag == "methodName":
@@ -114,7 +115,7 @@ class _Reader:
             raise Malformed("no methodName")
         return method, params
 
-    def _each(self, parent: etree._Element, tag: str) -> list[etree._Element]:
+    def _each(self, parent: Element, tag: str) -> list[Element]:
         self._seen += len(parent)
         if self._seen > MAX_ELEMENTS:
             raise Malformed(f"more than {MAX_ELEMENTS} elements")
@@ -123,13 +124,13 @@ class _Reader:
             raise Malformed(f"a {parent.tag} may have {tag} elements only")
         return children
 
-    def _only(self, parent: etree._Element, tag: str) -> etree._Element:
+    def _only(self, parent: Element, tag: str) -> Element:
         children = self._each(parent, tag)
         if len(children) != 1:
             raise Malformed(f"a {parent.tag} has one {tag}")
         return children[0]
 
-    def _value(self, element: etree._Element, depth: int) -> Any:
+    def _value(self, element: Element, depth: int) -> Any:
         self._seen += 1
         if depth > MAX_DEPTH:
             raise Malformed(f"deeper than {MAX_DEPTH}")
@@ -147,7 +148,7 @@ class _Reader:
             raise Malformed(f"a {inner.tag} holds text only")
         return _scalar(str(inner.tag), inner.text or "")
 
-    def _member(self, member: etree._Element, depth: int) -> tuple[str, Any]:
+    def _member(self, member: Element, depth: int) -> tuple[str, Any]:
         children = list(member)
         if [child.tag for child in children] != ["name", "value"] or len(children[0]):
             raise Malformed("a member has a name and a value")
@@ -227,9 +228,16 @@ def _array(items: Iterable[Any]) -> str:
     return f"<value><array><data>{''.join(map(value, items))}</data></array></value>"
 
 
-@lru_cache(maxsize=4096)
-def _name(name: Any) -> str:
+def _tagged(name: Any) -> str:
     return f"<member><name>{escape(str(name))}</name>"
+
+
+_known_name = lru_cache(maxsize=4096)(_tagged)
+
+
+def _name(name: Any) -> str:
+    """Those of records are the same again and again; what a stranger has sent may be long, and is not kept."""
+    return _known_name(name) if len(str(name)) <= _LONGEST_KEPT else _tagged(name)
 
 
 def _struct(item: Mapping[Any, Any]) -> str:
