@@ -185,7 +185,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     if beside is None:
         server.dispatcher.register(MigrationCalls(records, engine))
     pool, members = _pool(config, reactor, server, toolstack, about, engine)
-    motions = FileJournals(state_dir / "motions")
+    motions = FileJournals(state_dir / "motions", about.at)
     motion = register_migration_calls(server, engine, about, toolstack, motions, services, pool.offer)
     if beside is not None:
         arrivals = Arrivals(beside.client, state_dir / ARRIVALS, reactor)
@@ -193,7 +193,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
         shadows = Shadows(records, toolstack.storage, host, drivers.usable.__contains__)
         about.keeper = UpstreamKeeper(beside.client, arrivals, shadows, records, reactor)
     await engine.start(server.tasks.resume)
-    await motion.recover(server.tasks.resume, server.tasks)
+    await motion.recover()
     elsewhere: list[Elsewhere] = []
     if beside is not None:
         receives = UpstreamReceives(beside.client, arrivals, shadows, engine, reactor)

@@ -411,3 +411,13 @@ class HostOffline(MigrateError):
     parameters = ("host",)
     status = 409
     host: str
+
+
+@catalogue
+class NotSettled(MigrateError):
+    """{call} of VM {vm} is not settled: {reason} It is tried again, at once when an SR is plugged, and until then the
+    VM is busy. `xapi-migrate doctor` lists it, and `xapi-migrate force-settle --outcome given-up` ends it."""
+
+    call: str
+    vm: str
+    reason: str

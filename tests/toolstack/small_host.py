@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,14 @@ class World:
     disks: dict[str, FakeStorage] = attrs.Factory(dict)
     broken: set[str] = attrs.Factory(set)
     srs: dict[str, FakeSR] = attrs.Factory(dict)
+    kind: type[FakeSR] = FakeSR
     free_memory: int = 1 << 40
 
     def make_sr(self, config: SRConfig, driver: Any) -> Any:
         driver.open_sr(config)
         if config.uuid not in self.srs:
             storage = self.disks.setdefault(config.uuid, FakeStorage(uuid=config.uuid))
-            self.srs[config.uuid] = FakeSR(reactor, storage=storage)
+            self.srs[config.uuid] = self.kind(reactor, storage=storage)  # type: ignore[arg-type]
         made = self.srs[config.uuid]
         made.close_views()
         if config.uuid in self.broken:
@@ -96,8 +97,10 @@ class SmallHost:
 
 @asynccontextmanager
 async def small_host(
-    tmp_path: Path, world: World | None = None, without_bridge: str = "refuse"
-) -> AsyncIterator[SmallHost]:
+    tmp_path: Path, world: World | None = None, without_bridge: str = "refuse",
+    begin: Callable[[SmallHost], Awaitable[None]] | None = None,
+) -> AsyncIterator[SmallHost]:  # fmt: skip
+    """`begin` is awaited where the daemon takes up what an earlier one left."""
     world = world or World()
     records = Records(data_model(), reactor, f"sqlite:///{tmp_path}/records.db")
     await records.open()
@@ -119,10 +122,13 @@ async def small_host(
         without_bridge,
     )
     await toolstack.open()
+    here = SmallHost(server, toolstack, host, server.sessions.open("root", "here"), world)
+    if begin is not None:
+        await begin(here)
     server.tasks.fail_orphans()
     await toolstack.machines.resync()
     try:
-        yield SmallHost(server, toolstack, host, server.sessions.open("root", "here"), world)
+        yield here
     finally:
         server.stop()
         await toolstack.close()

@@ -274,7 +274,7 @@ def hold(here: SmallHost, point: str) -> defer.Deferred[None]:
             stream(here, name, stop)
     else:
         where, name = {
-            "image": (toolstack.storage, "create_vdi"), "decided": (toolstack.suspending._undertakings, "_finish"),
+            "image": (toolstack.storage, "create_vdi"), "decided": (toolstack.suspending._undertakings, "_settle"),
             "ended": (toolstack.machines, "end_domain"), "unpause": (toolstack.machines._domains, "unpause"),
             "drop": (toolstack.storage, "destroy_vdi"),
         }[point]  # fmt: skip

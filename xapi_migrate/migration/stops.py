@@ -1,4 +1,5 @@
-"""Stops, for tests of faults: a daemon that halts in the middle of a migration, at a point that a test has named.
+"""Stops, for tests of faults: a daemon that halts in the middle of a migration, at a point that a test has named. Those
+of storage motion are the entries of its journal (`motion-before-committed`).
 
 A point is a role and a name: a step's id (`3.6`), a state of that role's machine (`Activating`), or an entry of its
 journal (`before-done`, `after-done`). Where a file `ROLE-NAME` is in the folder, the daemon removes it and stops itself

@@ -364,13 +364,14 @@ class IMovesImages(Interface):
         """Where it is. CopyFailed when its datapath is gone."""
 
     def move_settle(uuid: str, other: ISR, to: str) -> Awaitable[None]:
-        """Of a move that is ready: what was written so far is in the new image for good, whatever dies from here on.
-        CopyFailed."""
+        """Of a move that is ready: what was written so far is in the new image for good, whatever dies from here on. A
+        flush of the domain reaches the old image only, so the domain has to stand still from before this until
+        `move_pivot` for the new image to be whole. CopyFailed."""
 
-    def move_pivot(uuid: str, other: ISR, to: str) -> Awaitable[None]:
+    def move_pivot(uuid: str, other: ISR | None, to: str) -> Awaitable[None]:
         """Put the new image in the old one's place; for who uses the VDI nothing changes. Repeatable, also after a
-        restart and when the datapath died: then the new image is whole, and nothing is to be done. CopyFailed: the old
-        image stays."""
+        restart and when the datapath died: then the new image is whole, and nothing is to be done, so its SR need not
+        be attached (None). CopyFailed: the old image stays. SrBackendFailure: nobody knows, ask again."""
 
-    def move_cancel(uuid: str, other: ISR, to: str) -> Awaitable[None]:
-        """End it, in whatever state before the pivot. Repeatable."""
+    def move_cancel(uuid: str, other: ISR | None, to: str) -> Awaitable[None]:
+        """End it, in whatever state before the pivot. Repeatable; `other` as in `move_pivot`."""

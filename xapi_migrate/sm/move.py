@@ -5,9 +5,9 @@
        +----- error, cancel ------> gone: the datapath is as before
 
 The mirror works in write-blocking mode: what the domain is told was written is in both images, and it becomes ready
-however fast the domain writes. `settle`, just before the pivot, puts on the new image's disk what is in it: a flush of
-the domain reaches the old image only. From then on the new image may take over, also when the process dies during the
-pivot.
+however fast the domain writes. A flush of the domain reaches the old image only. `settle` puts on the new image's disk
+what is in it; if the domain stands still from before that until the pivot, either image may be the disk afterwards,
+also when the process dies during the pivot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import attrs
 from twisted.internet import defer, task, threads
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
-from xapi_migrate.errors import CopyFailed
+from xapi_migrate.errors import CopyFailed, SrBackendFailure
 from xapi_migrate.processes.qmp import QMPError
 from xapi_migrate.sm.datapath import Datapath
 from xapi_migrate.sm.datapath_state import DatapathOf
@@ -30,7 +30,7 @@ from xapi_migrate.sm.timeouts import SMTimeouts
 
 JOB = "move"
 _TROUBLE = (QMPError, TimeoutError, defer.TimeoutError, ConnectionDone, ConnectionLost)
-_LOOKS = 0.02
+_LOOKS, _SOON = 0.02, 0.002
 
 
 class ImageMove:
@@ -74,9 +74,12 @@ class ImageMove:
     async def status(self) -> MoveStatus:
         """Where it is. CopyFailed when the datapath is gone."""
         try:
-            job = await self._datapath.daemon.job(JOB)
+            return await self._look()
         except _TROUBLE as failure:
             raise CopyFailed(self._datapath.of.vdi, f"its datapath does not answer: {failure}") from failure
+
+    async def _look(self) -> MoveStatus:
+        job = await self._datapath.daemon.job(JOB)
         if job is None:
             return MoveStatus(MoveState.NONE)
         copied, total = int(job["current-progress"]), int(job["total-progress"])
@@ -98,25 +101,24 @@ class ImageMove:
 
     async def pivot(self) -> None:
         """Ask a ready job to put the new image in the old one's place, and wait for it; after a restart, or a repeat,
-        go on from where it is. CopyFailed: the datapath has its old image."""
+        go on from where it is. `tidy_up` comes next. CopyFailed: the datapath has its old image. SrBackendFailure: it
+        does not answer."""
         vdi = self._datapath.of.vdi
         asked = False
         while True:
-            now = await self.status()
+            try:
+                now = await self._look()
+                if now.state is MoveState.READY and not asked:
+                    await self._datapath.daemon.execute("job-complete", {"id": JOB})
+                    asked = True
+            except _TROUBLE as failure:
+                raise SrBackendFailure(f"VDI {vdi} (pivot)", f"its datapath does not answer: {failure}") from failure
             if now.state is MoveState.MOVED:
                 break
             if now.state in (MoveState.FAILED, MoveState.NONE):
                 raise CopyFailed(vdi, now.error or "its mirror is gone")
-            if now.state is MoveState.READY and not asked:
-                try:
-                    await self._datapath.daemon.execute("job-complete", {"id": JOB})
-                except _TROUBLE as failure:
-                    raise CopyFailed(vdi, f"its datapath does not answer: {failure}") from failure
-                asked = True
-            await task.deferLater(self._reactor, _LOOKS)
-        before = self._datapath.gate.nodes
+            await task.deferLater(self._reactor, _SOON)
         self._datapaths.exchanged(self._datapath, self._to)
-        await self._tidy(before)
 
     async def cancel(self) -> None:
         """End it, whatever its state; the datapath keeps its old image. Not after `pivot` was asked."""
@@ -131,20 +133,20 @@ class ImageMove:
                 pass  # it has ended meanwhile
             await task.deferLater(self._reactor, _LOOKS)
         if daemon.alive:
-            await self._tidy(self._nodes)
+            await tidy_up(self._reactor, self._datapath, self._nodes)
 
-    async def _tidy(self, nodes: ImageNodes) -> None:
-        """Forget the job and close the image that nobody uses."""
-        daemon = self._datapath.daemon
+
+async def tidy_up(reactor: Any, datapath: Datapath, nodes: ImageNodes) -> None:
+    """Forget the job and close the image, of these nodes, that nobody uses. Repeatable."""
+    try:
+        await datapath.daemon.execute("job-dismiss", {"id": JOB})
+    except QMPError:
+        pass  # there is none
+    for attempt in range(100):
         try:
-            await daemon.execute("job-dismiss", {"id": JOB})
-        except QMPError:
-            pass  # there is none
-        for attempt in range(100):
-            try:
-                await self._datapath.gate.close_beside(nodes)
-                return
-            except QMPError:  # the job lets go of its nodes a moment after it has concluded
-                if attempt == 99:
-                    raise
-                await task.deferLater(self._reactor, _LOOKS)
+            await datapath.gate.close_beside(nodes)
+            return
+        except QMPError:  # the job lets go of its nodes a moment after it has concluded
+            if attempt == 99:
+                raise
+            await task.deferLater(reactor, _LOOKS)

@@ -257,6 +257,12 @@ class Machines:
         await self.release_disks(vm)
         self._records.update("VM", vm, _domain="", _domain_host="", resident_on=NULL, domid=-1)
 
+    async def end_strange(self, vm: str, domain: str) -> None:
+        """End a domain that was once the VM's, and leave the VM as it is. Nothing happens if it is the VM's now."""
+        record = self._find(vm)
+        if record is None or record.get("_domain") != domain:
+            await self._domains.destroy(domain)
+
     async def pause(self, vm: str) -> None:
         await self._domains.pause(self.domain_of(vm))
         self.running(vm, "Paused")

@@ -1,8 +1,9 @@
 """Storage motion: the disks of a VM that stays on its host move to other SRs, while it runs or not.
 
 BEGUN      a fresh VDI, the mirror into it; whatever goes wrong, the VM has its old disk
-COMMITTED  both images are equal and stay so: the new one is the disk from here on, crash or not
-then       pivot, VBDs, the old VDI goes, and the journal
+           both images are equal, the guest is stopped, and the new one is flushed
+COMMITTED  the new one is the disk from here on, crash or not
+then       pivot, the guest goes on, VBDs, the old VDI goes, and the journal
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from xapi_migrate.errors import OperationNotAllowed, SrFull
+from xapi_migrate.domains.interfaces import IDomainDriver
+from xapi_migrate.errors import OperationNotAllowed, SrFull, VdiInUse
 from xapi_migrate.migration.claims import Claims, DiskClaim
+from xapi_migrate.migration.disk_users import other_user
 from xapi_migrate.migration.host import TaskHandle
 from xapi_migrate.migration.journal import IJournals
 from xapi_migrate.refusals import SrCannotMigrate, VdiNeedsVm
 from xapi_migrate.sm.interfaces import IMovesImages
 from xapi_migrate.store.interfaces import NULL
 from xapi_migrate.store.records import Records
+from xapi_migrate.toolstack.machines import Machines
 from xapi_migrate.toolstack.motion_work import MotionWork, Plan
 from xapi_migrate.toolstack.operations import Operations
 from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import Storage
-from xapi_migrate.toolstack.undertaking import Undertakings
+from xapi_migrate.toolstack.undertaking import ITasks, Undertakings
+from xapi_migrate.toolstack.unsettled import Unsettled
 
 OPERATION = "migrate_send"
 ROLE = "motion"
@@ -35,8 +40,10 @@ class StorageMotion:
     """All motions of this host. `turn` is held by each: the VMs of a client wait for each other."""
 
     def __init__(
-        self, records: Records, storage: Storage, operations: Operations, checks: SenderChecks, journals: IJournals,
-        claims: Claims, clock: Any, turn: Callable[[TaskHandle], AbstractAsyncContextManager[None]],
+        self, records: Records, storage: Storage, operations: Operations, machines: Machines, domains: IDomainDriver,
+        checks: SenderChecks, journals: IJournals, claims: Claims, clock: Any,
+        turn: Callable[[TaskHandle], AbstractAsyncContextManager[None]], tasks: ITasks, unsettled: Unsettled,
+        host: str,
     ) -> None:  # fmt: skip
         self._turn = turn
         self._claims = claims
@@ -44,8 +51,12 @@ class StorageMotion:
         self._storage = storage
         self._operations = operations
         self._checks = checks
-        self._work = MotionWork(records, storage, clock)
-        self._undertakings: Undertakings[Plan] = Undertakings(journals, operations, Plan, {ROLE: self._work})
+        self._machines = machines
+        self._host = host
+        self._work = MotionWork(records, storage, domains, clock)
+        self._undertakings: Undertakings[Plan] = Undertakings(
+            journals, operations, Plan, {ROLE: self._work}, tasks, unsettled
+        )
 
     async def move(self, vdi: str, sr: str, task: TaskHandle) -> str:
         """VDI.pool_migrate: the ref of the VDI that is now the disk. Every check comes first; cancelled or failed, the
@@ -80,6 +91,8 @@ class StorageMotion:
     def _check(self, vm: str, vdi: str, sr: str) -> None:
         record = self._records.get("VDI", vdi)
         self._checks.check_motion(vm, vdi)
+        if other := other_user(self._records, self._host, vdi, (vm,), busy=True):
+            raise VdiInUse(vdi, f"it is a disk of {other} too")
         if record["SR"] == sr:
             raise OperationNotAllowed(f"The VDI {vdi} is in that SR already.")
         for ref in (record["SR"], sr):
@@ -105,7 +118,11 @@ class StorageMotion:
     async def _move_to(self, to: str, vm: str, vdi: str, sr: str, task: TaskHandle, span: tuple[float, float]) -> str:
         record = self._records.get("VDI", vdi)
         uuids = {ref: str(self._records.get("SR", ref)["uuid"]) for ref in (record["SR"], sr)}
-        plan = Plan(task.ref, vm, record["uuid"], uuids[record["SR"]], to, uuids[sr])
+        runs = self._records.get("VM", vm)["power_state"] == "Running"
+        plan = Plan(
+            task.ref, vm, record["uuid"], uuids[record["SR"]], to, uuids[sr], self._machines.domain_of(vm), runs,
+            self._operations.given_up(vm),
+        )  # fmt: skip
         task.set_other("step", f"storage motion: copying VDI {plan.vdi} to SR {plan.to_sr}")
 
         def progress(share: float) -> None:
@@ -116,6 +133,6 @@ class StorageMotion:
 
     # -- after a restart
 
-    async def recover(self, task_of: Callable[[str, str], TaskHandle], tasks: Any) -> None:
+    async def recover(self) -> None:
         """What an earlier daemon left: see `Undertakings.recover`."""
-        await self._undertakings.recover(task_of, tasks)
+        await self._undertakings.recover()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from xapi_migrate.errors import HandleInvalid, OtherOperationInProgress, VmBadPowerState
+from xapi_migrate.migration.giving_up import GIVEN_UP
+from xapi_migrate.migration.giving_up import given_up as has_been_given_up
 from xapi_migrate.refusals import OperationBlocked
 from xapi_migrate.store.interfaces import Change, Record
 from xapi_migrate.store.records import Records
@@ -98,6 +100,17 @@ class Operations:
         if task in current:
             self._records.update("VM", vm, current_operations={t: o for t, o in current.items() if t != task})
             self.freed(vm)
+
+    def is_as_left(self, vm: str, given_up: str, domain: str) -> bool:
+        """Whether the VM is still what a piece of work (undertaking.py) has left: nobody has given it up since its
+        record said `given_up`, and it has this domain or none. Else it has gone on without that work."""
+        if not self._records.has("VM", vm) or has_been_given_up(self._records, vm, given_up):
+            return False
+        return self._records.get("VM", vm).get("_domain") in (None, "", domain)
+
+    def given_up(self, vm: str) -> str:
+        """What the VM's record says now, for `is_as_left`."""
+        return str(self._records.get("VM", vm).get(GIVEN_UP, ""))
 
     @contextmanager
     def operation(self, vm: str, operation: str, task: str) -> Iterator[None]:

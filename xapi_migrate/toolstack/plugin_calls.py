@@ -1,7 +1,7 @@
 """host.call_plugin: what an administrator may ask of this server and XenAPI has no call for.
 
-The plug-in is `xapi-migrate`. Its functions: `leftovers` and `remove_leftovers` (JSON), `in_doubt` and
-`in_doubt_receiving` (JSON) and `force_settle`.
+The plug-in is `xapi-migrate`. Its functions: `leftovers` and `remove_leftovers` (JSON), `in_doubt`,
+`in_doubt_receiving` and `unsettled` (JSON) and `force_settle`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Protocol
 
-from xapi_migrate.errors import InvalidValue, RemoteError
+from xapi_migrate.errors import InvalidValue, OperationNotAllowed, RemoteError
 from xapi_migrate.migration.interfaces import Outcome
 from xapi_migrate.toolstack.leftovers import Leftover, Leftovers
+from xapi_migrate.toolstack.unsettled import Unsettled
 from xapi_migrate.xenapi.calls import CallContext
 
 PLUGIN = "xapi-migrate"
 _TOLD = ("kind", "name", "why", "remedy")
 OUTCOMES = {"moved": Outcome.COMMITTED, "stays": Outcome.ABORTED}
 """What an administrator may say of a VM whose sender is in doubt: it runs at the receiver; it never will."""
+GIVEN_UP = "given-up"
+"""And of one with which a suspend, a resume or a storage motion is not settled."""
 
 
 class SettlingEngine(Protocol):
@@ -43,8 +46,11 @@ class Elsewhere(Protocol):
 class PluginCalls:
     """The functions of the plug-in. `elsewhere`: of a daemon that stands, or stood, beside an upstream."""
 
-    def __init__(self, engine: SettlingEngine, leftovers: Leftovers, *elsewhere: Elsewhere) -> None:
+    def __init__(
+        self, engine: SettlingEngine, leftovers: Leftovers, unsettled: Unsettled, *elsewhere: Elsewhere
+    ) -> None:  # fmt: skip
         self._engine = engine
+        self._unsettled = unsettled
         self._leftovers = leftovers
         self._elsewhere = elsewhere
 
@@ -62,6 +68,12 @@ class PluginCalls:
             return json.dumps(self._engine.in_doubt() + [vm for one in self._elsewhere for vm in one.in_doubt()])
         if fn == "in_doubt_receiving":
             return json.dumps([vm for one in self._elsewhere if one.receiving for vm in one.in_doubt()])
+        if fn == "unsettled":
+            return json.dumps(self._unsettled.all())
+        if fn == "force_settle" and args.get("outcome") == GIVEN_UP:
+            if not await self._unsettled.give_up(args.get("vm", "")):
+                raise OperationNotAllowed(f"Nothing of VM {args.get('vm', '')} is unsettled on this host.")
+            return ""
         if fn == "force_settle":
             if args.get("outcome") not in OUTCOMES:
                 raise InvalidValue("outcome", args.get("outcome", ""))

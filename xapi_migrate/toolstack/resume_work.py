@@ -23,7 +23,7 @@ class ResumeWork:
     """A Kind of undertaking."""
 
     log = Logger()
-    call = "VM.resume"
+    call, operation = "VM.resume", "resume"
     undone = "the VM is Suspended, with its image."
 
     def __init__(self, records: Records, machines: Machines, domains: IDomainDriver, images: SuspendVDIs) -> None:
@@ -54,19 +54,23 @@ class ResumeWork:
         await self._images.shows(plan).view_close(plan.vdi)
 
     async def finish(self, plan: Plan) -> None:
-        """The domain runs, and then the image goes."""
-        if plan.vm in self._records.refs("VM"):
-            await self._let_run(plan)
-            self._records.update("VM", plan.vm, suspend_VDI=NULL)
-            await self._records.flush()
-        await self._images.drop(plan)
+        """The domain runs."""
+        await self._let_run(plan)
+        self._records.update("VM", plan.vm, suspend_VDI=NULL)
+        await self._records.flush()
 
     async def undo(self, plan: Plan) -> None:
         """The VM is Suspended, with its image."""
-        if plan.vm in self._records.refs("VM"):
-            await self._machines.end_domain(plan.vm, plan.domain)
-            self._records.update("VM", plan.vm, power_state="Suspended")  # a daemon that ends may have looked at it
-        await self._images.shows(plan).view_close(plan.vdi)
+        await self._machines.end_domain(plan.vm, plan.domain)
+        self._records.update("VM", plan.vm, power_state="Suspended")  # a daemon that ends may have looked at it
+
+    async def clear(self, plan: Plan, decided: bool) -> None:
+        """Once it has run the image is nothing."""
+        await (self._images.drop if decided else self._images.close)(plan)
+
+    async def withdraw(self, plan: Plan, decided: bool) -> None:
+        """The VM has another domain, or none."""
+        await self._machines.end_strange(plan.vm, plan.domain)
 
     async def _open_image(self, plan: Plan, path: Path) -> int:
         vdi = self._images.ref(plan)

@@ -31,6 +31,8 @@ class Storage:
         self._host = host
         self._attached: dict[str, ISR] = {}
         self._locks: dict[str, DeferredLock] = {}
+        self.plugged: Callable[[], None] = lambda: None
+        """Called when an SR has been attached."""
 
     async def open(self) -> None:
         """Attach every SR that has a PBD on this host. One that cannot be attached is logged and left unplugged."""
@@ -113,6 +115,7 @@ class Storage:
             await repository.attach()
             self._attached[sr] = repository
         self._records.update("PBD", pbd, currently_attached=True)
+        self.plugged()
         await self.update_sr(sr)
 
     async def unplug(self, pbd: str) -> None:

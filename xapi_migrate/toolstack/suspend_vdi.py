@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import attrs
+from twisted.logger import Logger
 
-from xapi_migrate.errors import HandleInvalid
+from xapi_migrate.errors import HandleInvalid, SrNotAttached, VdiInUse
 from xapi_migrate.refusals import VmNoSuspendSr
 from xapi_migrate.sm.interfaces import IShowsImages
 from xapi_migrate.store.records import Records
@@ -23,10 +24,13 @@ class Plan:
     vdi: str
     sr: str
     paused: bool = False
+    given_up: str = ""
 
 
 class SuspendVDIs:
     """Of the VMs of one host."""
+
+    log = Logger()
 
     def __init__(self, records: Records, storage: Storage, machines: Machines, host: str) -> None:
         self._records = records
@@ -60,13 +64,22 @@ class SuspendVDIs:
         return next(iter(self._records.find("VDI", uuid=plan.vdi)), "")
 
     async def drop(self, plan: Plan) -> None:
-        """Nothing is left of it. Repeatable."""
-        await self.shows(plan).view_close(plan.vdi)
-        vdi = self.ref(plan)
+        """Nothing is left of it, unless somebody has taken it for his own. Repeatable. SrNotAttached."""
         try:
+            await self.shows(plan).view_close(plan.vdi)
+            vdi = self.ref(plan)
             if vdi:
                 await self._storage.destroy_vdi(vdi)
             else:
                 await self._storage.sr(plan.sr).vdi_destroy(plan.vdi)
         except HandleInvalid:
-            pass
+            pass  # its SR was forgotten
+        except VdiInUse as used:
+            self.log.warn("The suspend image stays: {used}", used=used)
+
+    async def close(self, plan: Plan) -> None:
+        """Nobody reads it any more. Repeatable."""
+        try:
+            await self.shows(plan).view_close(plan.vdi)
+        except (SrNotAttached, HandleInvalid):
+            pass  # the daemon has closed what an earlier one had opened, and none of its own could have been

@@ -18,7 +18,7 @@ from xapi_migrate.toolstack.suspend_vdi import Plan, SuspendVDIs
 class SuspendWork:
     """A Kind of undertaking."""
 
-    call = "VM.suspend"
+    call, operation = "VM.suspend", "suspend"
     undone = "the VM runs on."
 
     def __init__(
@@ -64,8 +64,6 @@ class SuspendWork:
 
     async def finish(self, plan: Plan) -> None:
         """The VM is Suspended."""
-        if plan.vm not in self._records.refs("VM"):
-            return
         await self._machines.end_domain(plan.vm, plan.domain)
         if not self._images.ref(plan):
             await self._storage.scan(self._images.sr(plan))
@@ -73,13 +71,22 @@ class SuspendWork:
         await self._records.flush()
 
     async def undo(self, plan: Plan) -> None:
-        """The VM runs, and nothing is left of the image."""
+        """The VM runs."""
         try:
             if await self._domains.state(plan.domain) not in GONE:
                 await self._domains.resume(plan.domain)
         except DomainError:
             if await self._domains.state(plan.domain) not in GONE:
                 raise
-        if plan.vm in self._records.refs("VM"):
+        named = self._records.get("VM", plan.vm)["suspend_VDI"]
+        if named == self._images.ref(plan) or not self._records.has("VDI", named):
             self._records.update("VM", plan.vm, suspend_VDI=NULL)
-        await self._images.drop(plan)
+
+    async def clear(self, plan: Plan, decided: bool) -> None:
+        """Undone, nothing is left of the image."""
+        if not decided:
+            await self._images.drop(plan)
+
+    async def withdraw(self, plan: Plan, decided: bool) -> None:
+        """The VM has another domain, or none."""
+        await self._machines.end_strange(plan.vm, plan.domain)

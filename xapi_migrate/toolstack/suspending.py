@@ -11,8 +11,6 @@ The hypervisor writes into, and reads from, a file that shows the VDI's bytes: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
 from uuid import uuid4
 
 from xapi_migrate.domains.interfaces import IDomainDriver
@@ -27,7 +25,8 @@ from xapi_migrate.toolstack.resume_work import ResumeWork
 from xapi_migrate.toolstack.storage import Storage
 from xapi_migrate.toolstack.suspend_vdi import Plan, SuspendVDIs
 from xapi_migrate.toolstack.suspend_work import SuspendWork
-from xapi_migrate.toolstack.undertaking import Undertakings
+from xapi_migrate.toolstack.undertaking import ITasks, Undertakings
+from xapi_migrate.toolstack.unsettled import Unsettled
 
 SUSPEND, RESUME = "suspend", "resume"
 
@@ -37,7 +36,7 @@ class Suspending:
 
     def __init__(
         self, records: Records, storage: Storage, machines: Machines, domains: IDomainDriver, operations: Operations,
-        journals: IJournals, host: str,
+        journals: IJournals, host: str, tasks: ITasks, unsettled: Unsettled,
     ) -> None:  # fmt: skip
         self._records = records
         self._storage = storage
@@ -47,7 +46,7 @@ class Suspending:
         self._suspend = SuspendWork(records, storage, machines, domains, self._images)
         self._resume = ResumeWork(records, machines, domains, self._images)
         self._undertakings: Undertakings[Plan] = Undertakings(
-            journals, operations, Plan, {SUSPEND: self._suspend, RESUME: self._resume}
+            journals, operations, Plan, {SUSPEND: self._suspend, RESUME: self._resume}, tasks, unsettled
         )
 
     async def suspend(self, vm: str, task: TaskHandle) -> None:
@@ -55,7 +54,8 @@ class Suspending:
         self._operations.require(vm, "Running")
         sr = self._records.get("SR", self._images.sr_for(vm))
         with self._operations.operation(vm, SUSPEND, task.ref):
-            plan = Plan(task.ref, vm, self._machines.domain_of(vm), str(uuid4()), sr["uuid"])
+            given_up = self._operations.given_up(vm)
+            plan = Plan(task.ref, vm, self._machines.domain_of(vm), str(uuid4()), sr["uuid"], given_up=given_up)
             await self._undertakings.do(SUSPEND, plan, task, lambda: self._suspend.write(plan))
 
     async def resume(self, vm: str, paused: bool, task: TaskHandle) -> None:
@@ -73,7 +73,8 @@ class Suspending:
             await self._machines.claim(vm)
             self._operations.require(vm, "Suspended")
             with self._operations.operation(vm, RESUME, task.ref):
-                plan = Plan(task.ref, vm, str(uuid4()), vdi["uuid"], sr["uuid"], paused)
+                given_up = self._operations.given_up(vm)
+                plan = Plan(task.ref, vm, str(uuid4()), vdi["uuid"], sr["uuid"], paused, given_up)
                 await self._undertakings.do(RESUME, plan, task, lambda: self._resume.read(plan, built))
 
     async def forget(self, vm: str) -> None:
@@ -85,6 +86,6 @@ class Suspending:
         if vdi in self._records.refs("VDI"):
             await self._storage.destroy_vdi(vdi)
 
-    async def recover(self, task_of: Callable[[str, str], TaskHandle], tasks: Any) -> None:
+    async def recover(self) -> None:
         """What an earlier daemon left: see `Undertakings.recover`."""
-        await self._undertakings.recover(task_of, tasks)
+        await self._undertakings.recover()

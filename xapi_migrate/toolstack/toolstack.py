@@ -39,8 +39,8 @@ from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import MakeSR, Storage
 from xapi_migrate.toolstack.storage_calls import StorageCalls
 from xapi_migrate.toolstack.suspending import Suspending
+from xapi_migrate.toolstack.unsettled import Unsettled
 from xapi_migrate.xenapi.server import XenAPIServer
-from xapi_migrate.xenapi.tasks import Tasks
 
 
 class Follower(Protocol):
@@ -54,7 +54,7 @@ class Toolstack:
 
     def __init__(
         self, storage: Storage, networks: Networks, machines: Machines, suspending: Suspending,
-        operations: Operations, tasks: Tasks, disk_waits: DiskWaits, *followers: Follower,
+        operations: Operations, unsettled: Unsettled, disk_waits: DiskWaits, *followers: Follower,
     ) -> None:  # fmt: skip
         self.storage = storage
         self.networks = networks
@@ -62,7 +62,7 @@ class Toolstack:
         self.suspending = suspending
         self.operations = operations
         self.disk_waits = disk_waits
-        self._tasks = tasks
+        self.unsettled = unsettled
         self._followers = followers
 
     async def open(self) -> None:
@@ -70,10 +70,11 @@ class Toolstack:
         await self.storage.open()
         await self.networks.open()
         await self.machines.open()
-        await self.suspending.recover(self._tasks.resume, self._tasks)
+        await self.suspending.recover()
 
     async def close(self) -> None:
         """Let go; SRs stay attached, domains go on."""
+        self.unsettled.stop()
         await self.machines.close()
         self.operations.stop()
         for follower in self._followers:
@@ -131,9 +132,13 @@ def make_toolstack(
     networks = Networks(records, bridges, without_bridge)
     machines = Machines(records, storage, domains, operations, networks, host, state_dir, claims)
     journals = FileJournals(state_dir / "suspends")
-    suspending = Suspending(records, storage, machines, domains, operations, journals, host)
-    running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     messages = Messages(records, server.tasks)
+    unsettled = Unsettled(records, operations, server.tasks, clock, messages.tell)
+    storage.plugged = unsettled.wake
+    suspending = Suspending(
+        records, storage, machines, domains, operations, journals, host, server.tasks, unsettled
+    )  # fmt: skip
+    running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     machines.crashed = Crashes(records, machines, messages, server.tasks, clock).happened
     disk_waits = DiskWaits(records, messages, clock, host)
     domains.watch_disks(disk_waits.of_domain)
@@ -148,7 +153,7 @@ def make_toolstack(
     server.dispatcher.check_fields(HardwareFields(records, operations).checks())
     allowed = AllowedOperations(records)
     return Toolstack(
-        storage, networks, machines, suspending, operations, server.tasks, disk_waits, running, allowed
+        storage, networks, machines, suspending, operations, unsettled, disk_waits, running, allowed
     )  # fmt: skip
 
 
@@ -171,8 +176,8 @@ def register_migration_calls(
         server.records, host.ref, host.toolstack.sr, toolstack.networks, stream, host.claims, host.clock
     )
     motion = StorageMotion(
-        server.records, toolstack.storage, toolstack.operations, checks, motions, host.claims, host.clock,
-        engine.turn_within,
+        server.records, toolstack.storage, toolstack.operations, toolstack.machines, host.domains, checks, motions,
+        host.claims, host.clock, engine.turn_within, server.tasks, toolstack.unsettled, host.ref,
     )  # fmt: skip
     placement = Placement(server.records, host.ref, toolstack.networks, host.claims.memory)
     server.dispatcher.register(
@@ -189,4 +194,4 @@ def register_plugin_calls(
 ) -> None:  # fmt: skip
     """host.call_plugin. `lent`: images are another toolstack's."""
     leftovers = Leftovers(server.records, toolstack.storage, host.domains, services, engine.claims, host.ref, lent)
-    server.dispatcher.register(PluginCalls(engine, leftovers, *elsewhere))
+    server.dispatcher.register(PluginCalls(engine, leftovers, toolstack.unsettled, *elsewhere))

@@ -1,0 +1,60 @@
+"""Storage motion of a real guest, struck where it is decided: the guest stands still there, whoever dies. What it had
+printed before is on its disk, and where nothing of the guest has died it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.ground import SMALL, Ground, _state
+from tests.faults.points import Point
+from tests.system.world import as_raw
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(autouse=True)
+def alone(ground: Ground) -> Iterator[None]:
+    """The guest is this case's own. A case that failed may have left a daemon that stands still."""
+    ground.open()
+    ground.no_guest()
+    yield
+    if any(_state(host) == "T" for host in (ground.sender, ground.receiver)):
+        ground.close()
+    ground.no_guest()
+
+
+@pytest.mark.parametrize("dies", ["the daemon", "the storage processes too"])
+@pytest.mark.parametrize("point", ["before-committed", "after-committed"])
+def test_no_write_is_lost_at_the_decision(ground: Ground, tmp_path: Path, point: str, dies: str) -> None:
+    host, world = ground.sender, ground.world
+    made = ground.made = world.new_guest(host, SMALL)
+    ground._stop_at(host, "motion", point)
+    with world.session(host) as api:
+        vdi, sr = api.VDI.get_by_uuid(made.vdis[0]), api.SR.get_by_uuid(host.srs["local-qcow2"])
+        task = api.Async.VDI.pool_migrate(vdi, sr, {})
+    ground._until_stopped(host, Point("motion", point))
+    assert not world.ticks(made.uuid, host), "the guest goes on, and its flushes reach one image only"
+    host.kill()
+    if dies != "the daemon":
+        for pid in ground.processes(host, "datapaths"):
+            os.kill(pid, signal.SIGKILL)
+    host.start()
+    host.wait_ready()
+    seen = world.follow(task, host=host)
+    assert seen.status == ("success" if point == "after-committed" else "failure")
+    if dies == "the daemon":
+        assert world.ticks(made.uuid, host)
+        world.shut_down(host, made.uuid)
+    world.wait(lambda: world.vms(host)[made.uuid]["power_state"] == "Halted", "it is not Halted")
+    console = world.console(made.uuid, host)
+    assert console.breaks == [] and console.anomalies == []
+    first, second = world.images(host, made.uuid)
+    assert first.suffix == (".qcow2" if point == "after-committed" else ".raw")
+    for image in (first, second):
+        assert made.guest.ticker.lost(as_raw(image, tmp_path), console.counters) == []
+    assert list((host.state_dir / "motions").glob("*")) == []
