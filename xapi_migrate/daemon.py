@@ -164,7 +164,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     await services.datapaths.when_lost(domains.lose_disk)
     domains.watch_disks(lambda domain, disk, why: services.datapaths.refused(disk.socket_path, why))
 
-    checker = make_checker(config.auth or (f"file:{config.users}",), state_dir, reactor)
+    checker = make_checker(config.auth or (f"file:{config.users}",), state_dir)
     limits = Limits(min(config.upstream_connections, own_process.descriptors() // 4), config.upstream_idle)
     beside = stand_beside(upstream, records, reactor, upstream_trust, limits) if upstream is not None else None
     server = _server(records, checker, reactor, host, beside)

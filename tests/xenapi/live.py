@@ -83,7 +83,7 @@ async def live(tmp_path: Path, cost: tuple[int, int, int] = (16, 1, 1), **site: 
     (tmp_path / "users").write_text("# users\n" + user_line(USER, PASSWORD, cost))
     records = Records(data_model(), reactor)
     await records.open()
-    server = make_server(records, [PasswordFile(tmp_path / "users", reactor)], reactor)
+    server = make_server(records, [PasswordFile(tmp_path / "users")], reactor)
     engine, more = Engine(), MoreCalls()
     server.dispatcher.register(MigrationCalls(records, engine), more)
     server.start()

@@ -180,7 +180,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     await records.open()
     drivers = Drivers({"memory": MemoryDriver()}, ())
     ref = await prepare_host(records, folder, drivers.usable, "127.0.0.1", name, profile)
-    server = make_server(records, [PasswordFile(folder / "users", reactor)], reactor, lambda: ref)
+    server = make_server(records, [PasswordFile(folder / "users")], reactor, lambda: ref)
     hypervisor = FakeHypervisor(reactor, name)
     domains = FakeDomains(hypervisor)
     await domains.open()

@@ -9,6 +9,8 @@ import attrs
 from twisted.internet import defer, task
 from twisted.internet.interfaces import IReactorTime
 
+from xapi_migrate.entrance import source_of
+
 FIRST_SECONDS = 0.25
 LONGEST_SECONDS = 5.0
 FORGET_SECONDS = 600.0
@@ -28,7 +30,8 @@ class _Source:
 
 
 class LoginBrake:
-    """Each bad log-in doubles the pause before the source's next is looked at. `wait` before a check, then `ended`."""
+    """Each bad log-in doubles the pause before the source's next is looked at. `wait` before a check, then `ended`. A
+    source is an address, or all of an IPv6 network of one host."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -54,10 +57,12 @@ class LoginBrake:
 
         return task.deferLater(self._clock, start - now).addBoth(begin)
 
-    def ended(self, source: str, good: bool) -> None:
-        """The check is over."""
+    def ended(self, source: str, good: bool | None) -> None:
+        """The check is over; None: there was none."""
         known = self._source(source)
-        known.under_way -= 1
+        known.under_way = max(0, known.under_way - 1)  # it may have been forgotten meanwhile, for want of room
+        if good is None:
+            return
         known.last = self._clock.seconds()
         if good:
             known.failures = 0
@@ -70,7 +75,7 @@ class LoginBrake:
         return known.failures > 0 or known.under_way >= FREE_AT_ONCE
 
     def _source(self, source: str) -> _Source:
-        now = self._clock.seconds()
+        now, source = self._clock.seconds(), source_of(source)
         known = self._sources.setdefault(source, _Source(last=now))
         if known.failures and now - known.last > FORGET_SECONDS and not known.under_way:
             known.failures = 0

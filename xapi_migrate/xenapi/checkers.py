@@ -19,7 +19,7 @@ from twisted.internet import defer
 from twisted.plugins.cred_unix import UNIXChecker
 from zope.interface import implementer
 
-from xapi_migrate.processes.in_thread import in_thread
+from xapi_migrate.xenapi.hashing import Hashing
 from xapi_migrate.xenapi.passwords import PasswordFile
 
 UNFIT = ("anonymous", "memory")
@@ -36,7 +36,8 @@ class NamedAccounts:
 
     credentialInterfaces = (IUsernamePassword,)
 
-    def __init__(self, names: Collection[str], accounts: Any = None) -> None:
+    def __init__(self, names: Collection[str], accounts: Any = None, hashing: Hashing | None = None) -> None:
+        self._hashing = hashing or Hashing()
         self._names = frozenset(names)
         self._accounts = accounts or UNIXChecker()
 
@@ -46,7 +47,7 @@ class NamedAccounts:
     async def _check(self, credentials: Any) -> bytes | tuple[()]:
         name = _text(credentials.username)
         try:
-            known = await in_thread(self._known, credentials)
+            known = await self._hashing.run(self._known, credentials)
         except (OSError, ValueError):  # a name with a NUL, a shadow file that may not be read
             raise UnauthorizedLogin from None
         if not known or name not in self._names:
@@ -82,17 +83,18 @@ class AnyOf:
         raise UnauthorizedLogin
 
 
-def make_checker(texts: Sequence[str], folder: Path, reactor: Any) -> AnyOf:
+def make_checker(texts: Sequence[str], folder: Path) -> AnyOf:
     """The checker of these texts together; relative paths are below `folder`. UnknownChecker."""
-    return AnyOf([_one(text, folder, reactor) for text in texts])
+    hashing = Hashing()
+    return AnyOf([_one(text, folder, hashing) for text in texts])
 
 
-def _one(text: str, folder: Path, reactor: Any) -> Any:
+def _one(text: str, folder: Path, hashing: Hashing) -> Any:
     kind, _, argument = text.partition(":")
     if kind == "file":
-        return PasswordFile(folder / (argument or "users"), reactor)
+        return PasswordFile(folder / (argument or "users"), hashing)
     if kind == "unix":
-        return NamedAccounts([name.strip() for name in (argument or "root").split(",")])
+        return NamedAccounts([name.strip() for name in (argument or "root").split(",")], hashing=hashing)
     check_text(text)
     try:
         return strcred.makeChecker(text)

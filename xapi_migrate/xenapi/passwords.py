@@ -16,9 +16,10 @@ from typing import Any
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet import defer, threads
-from twisted.python.threadpool import ThreadPool
+from twisted.internet import defer
 from zope.interface import implementer
+
+from xapi_migrate.xenapi.hashing import Hashing
 
 COST = (1 << 14, 8, 1)
 _LONGEST = 1024
@@ -62,19 +63,17 @@ _NOBODY = hash_password(_text(os.urandom(16)))
 
 @implementer(ICredentialsChecker)
 class PasswordFile:
-    """The checker. Unknown users cost as much time as known ones. The hashing is done in `pool` (the reactor's own
-    otherwise)."""
+    """The checker. Unknown users cost as much time as known ones. Those of one server share their `hashing`."""
 
     credentialInterfaces = (IUsernamePassword,)
 
-    def __init__(self, path: Path, reactor: Any, pool: ThreadPool | None = None) -> None:
+    def __init__(self, path: Path, hashing: Hashing | None = None) -> None:
         self._path = path
-        self._reactor = reactor
-        self._pool = pool or reactor.getThreadPool()
+        self._hashing = hashing or Hashing()
 
     def requestAvatarId(self, credentials: Any) -> defer.Deferred[bytes | tuple[()]]:
         name, password = _decoded(credentials.username), _decoded(credentials.password)
-        return threads.deferToThreadPool(self._reactor, self._pool, self._check, name, password)
+        return defer.Deferred.fromCoroutine(self._hashing.run(self._check, name, password))
 
     def _check(self, name: str, password: str) -> bytes:
         try:

@@ -20,6 +20,7 @@ from zope.interface import Interface, implementer
 from xapi_migrate.errors import HandleInvalid, SessionAuthenticationFailed, SessionInvalid
 from xapi_migrate.store.interfaces import NULL, IRecords
 from xapi_migrate.xenapi.brake import LoginBrake
+from xapi_migrate.xenapi.hashing import TooManyLogins
 
 IDLE = timedelta(hours=24)
 """A session that is not used for so long ends."""
@@ -88,14 +89,15 @@ class Sessions:
             self._sweeping.stop()
 
     async def login(self, username: str, password: str, origin: str, originator: str = "") -> str:
-        """The new session's ref. SessionAuthenticationFailed, after a while if there were bad log-ins from `origin`.
+        """The new session's ref. SessionAuthenticationFailed, after a while if there were bad log-ins from `origin`'s
+        network, at once if too many are being looked at.
         Who comes by the host's own socket has shown who he is by that, whatever name and password he gives."""
         if origin == TRUSTED:
             return self.open(_LOCAL_USER, origin, originator)
         turn = self._brake.wait(origin)
         if turn is None:
             raise SessionAuthenticationFailed(username, "Too many bad log-ins: wait a moment.")
-        good = False
+        good: bool | None = None
         try:
             await turn
             avatar: Any
@@ -103,7 +105,10 @@ class Sessions:
                 UsernamePassword(username.encode(), password.encode()), None, IXenAPIUser
             )
             good = True
+        except TooManyLogins:
+            raise SessionAuthenticationFailed(username, "Too many log-ins at once: wait a moment.") from None
         except (LoginFailed, Unauthorized):
+            good = False
             self.log.warn("A log-in from {origin} failed", origin=origin)
             raise SessionAuthenticationFailed(username) from None
         finally:
