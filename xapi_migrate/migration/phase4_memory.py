@@ -76,5 +76,7 @@ async def _deactivate(migration: Outgoing, disk: OutgoingDisk) -> None:
         await disk.sr.copy_finish(disk.copy)
     disk.status = await disk.sr.copy_state(disk.copy)
     if disk.status.state is not CopyState.FINISHED:
-        raise CopyFailed(disk.vdi_uuid, disk.status.error or f"it ended {disk.status.state.value}")
+        raise CopyFailed(
+            disk.vdi_uuid, disk.status.error or f"its datapath went while it was {disk.status.state.value}"
+        )
     migration.story.note(f"disk {disk.number} is deactivated, its copy finished")

@@ -81,7 +81,10 @@ class Mirror:
         except BaseException:
             self._unwatch()
             if self._daemon.alive:
-                await self._daemon.drop_nodes(_DESTINATION, _WIRE)
+                try:
+                    await self._daemon.drop_nodes(_DESTINATION, _WIRE)
+                except _NO_ANSWER:
+                    pass  # what failed first is to be told: a cancellation is none of a failure of its clean-up
             raise
 
     async def progress(self) -> Progress:
