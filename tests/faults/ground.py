@@ -43,7 +43,9 @@ SETTINGS = {
 SMALL = Guest(memory=32, disk=32, second_disk=4, filled=4)
 PATIENCE = 60.0
 HOST = re.compile(r"\bhost[12]\b|\b127\.0\.0\.1:[0-9]+")
-STEP = re.compile(r"\b[1-5]\.[1-7]\b|\bphase [1-5]\b")
+STEP = re.compile(
+    r"\(last step [1-5]\.[1-7]: |\bin phase [1-5]\b|\bafter [1-5]\.[1-7]\b|\([1-5]\.[1-7] to [1-5]\.[1-7]\)"
+)
 OF_STEP_1_5 = "VM_MIGRATE_CONTACT_REMOTE_SERVICE_FAILED"
 POOR = re.compile(
     r"closed cleanly|ConnectionLost|Errno 9|the migration is (Shutting|WritingAbort|CleaningUp)|INTERNAL_ERROR"
@@ -218,12 +220,16 @@ class Ground:
         role = "sender" if owner is self.sender else "receiver"
         power_state = self.world.vms(owner)[guest.uuid]["power_state"]
         self.world.nothing_left(other)
-        if power_state == "Halted" and blow.guest:
+        place = f"halted at the {role}" if power_state == "Halted" else role
+        if blow.guest is not None:
+            allowed = blow.guest(self.point)
+            assert place in allowed, f"it is {place}, and not {' or '.join(sorted(allowed))}"
+        if power_state == "Halted" and blow.guest is not None:
             self.made = None
             assert self.processes(owner, "domains") == [], "it is Halted and there is a domain"
             self.world.destroy(owner, guest.uuid)
             self.world.nothing_left(owner)
-            return f"halted at the {role}"
+            return place
         assert power_state == "Running", f"it is {power_state} at {owner.name}"
         assert len(self.processes(owner, "domains")) == 1
         self._ticks_on(guest, owner)
@@ -232,8 +238,11 @@ class Ground:
         assert console.breaks == [], f"its counter is broken: {console.breaks}"
         assert console.anomalies == []
         with self._flushed(guest, owner), tempfile.TemporaryDirectory() as folder:
-            image = as_raw(self.world.images(owner, guest.uuid)[0], Path(folder))
-            assert guest.guest.ticker.lost(image, console.counters) == [], "writes are lost"
+            images = self.world.images(owner, guest.uuid)
+            assert len(images) == 2
+            for number, image in enumerate(images):
+                lost = guest.guest.ticker.lost(as_raw(image, Path(folder)), console.counters)
+                assert lost == [], f"writes to disk {number} are lost: {lost}"
         self._only_the_guest(owner)
         self.sender, self.receiver = owner, other
         return role
@@ -273,8 +282,12 @@ def _judge(point: Point, blow: Blow, where: str, told: dict[str, Any]) -> None:
     if blow.harmless and point.way == "moved":
         assert where == "receiver", f"it did not move: {told.get('error_info')}"
         assert told["status"] == "success"
+    moved = where.endswith("receiver")
+    if told.get("status") in ("success", "failure", "cancelled"):
+        assert (told["status"] == "success") is moved, f"its client was told {told}, and it is {where}"
     if told.get("status") == "failure":
         text = " ".join(told["error_info"])
+        assert not blow.says or re.search(blow.says, text), f"it does not say what was struck: {text}"
         assert HOST.search(text), f"it names no host: {text}"
         assert STEP.search(text) or told["error_info"][0] == OF_STEP_1_5, f"it names no step: {text}"
         assert not POOR.search(text), f"it says nothing: {text}"

@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.steps import Step
 from xapi_migrate.testing.direct_peer import Fate
+from xapi_migrate.testing.memory_journals import MemoryJournal
 from xapi_migrate.testing.two_hosts import SIZE, TIMES, SimTask, TwoHosts
 
 
@@ -319,6 +320,23 @@ def test_a_domain_that_dies_after_its_memory_came_is_not_committed_to(world: Two
     assert task.status == "failure"
     world.run(20)
     stayed(world)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_domain_that_dies_when_the_receiver_has_all_of_it_goes_on_there(world: TwoHosts, when: str) -> None:
+    """Its copy there is the only one: to give that up would be to have none."""
+
+    def kill(journal: MemoryJournal, mark: Mark) -> None:
+        if mark is Mark.DONE:
+            for domain in list(world.source.hypervisor.guests):
+                world.source.hypervisor.crash(domain)
+
+    setattr(world.source.journals, when, kill)
+    task = world.migrate(world.source.new_vm())
+    assert world.run(60, lambda: over(task))
+    assert task.status == "success"
+    world.run(5)
+    moved(world)
 
 
 def test_a_receiver_that_gives_up_is_quoted_although_its_luns_go_first(world: TwoHosts) -> None:

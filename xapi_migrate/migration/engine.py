@@ -322,7 +322,7 @@ class Engine:
         why = f"it is {state.value}: {self._host.domains.why(domain) or 'nobody knows why'}"
         for sending in list(self._outgoing.values()):
             if sending.migration.domain == domain:
-                sending.failed(DomainError(domain, self._host.name, "be sent", why))
+                sending.domain_ended(DomainError(domain, self._host.name, "be sent", why))
         for receiving in list(self._incoming.values()):
             plan = receiving.migration.plan
             if plan is not None and plan.domain == domain:

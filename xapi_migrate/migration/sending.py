@@ -103,9 +103,13 @@ class Sending:
         """The receiver is being asked what it decided."""
         return state_of(self._machine) in ("InDoubt", "Withdrawing")
 
-    def failed(self, reason: Exception) -> None:
-        """Something outside the work of the current state went wrong (the domain ended)."""
-        self._machine.failed(reason)
+    def domain_ended(self, reason: Exception) -> None:
+        """The domain ended by itself. From 4.4 on that is no matter where the receiver has all of its memory: then its
+        copy there is the only one, and goes on. (While the stream is being sent, it tells by itself.)"""
+        if state_of(self._machine) in ("Releasing", "WritingDone"):
+            self.migration.story.note(f"it is not needed here any more: {reason}")
+        else:
+            self._machine.failed(reason)
 
     def let_go(self) -> None:
         """The daemon stops: nothing is undone, the next one takes it up from the journal."""
