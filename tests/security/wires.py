@@ -29,6 +29,9 @@ class Wire(StringTransport):
     def abortConnection(self) -> None:
         self.aborting = True
 
+    def loseWriteConnection(self) -> None:
+        """Nothing more will be written."""
+
     def getHandle(self) -> None:
         """There is no socket."""
 

@@ -97,7 +97,7 @@ class Sessions:
         turn = self._brake.wait(origin)
         if turn is None:
             raise SessionAuthenticationFailed(username, "Too many bad log-ins: wait a moment.")
-        good: bool | None = None
+        good: bool | None = False
         try:
             await turn
             avatar: Any
@@ -106,9 +106,9 @@ class Sessions:
             )
             good = True
         except TooManyLogins:
+            good = None
             raise SessionAuthenticationFailed(username, "Too many log-ins at once: wait a moment.") from None
         except (LoginFailed, Unauthorized):
-            good = False
             self.log.warn("A log-in from {origin} failed", origin=origin)
             raise SessionAuthenticationFailed(username) from None
         finally:
