@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.ground import SMALL, Ground, _state
 from tests.faults.points import Point
+from tests.system.test_doctor import command
 from tests.system.world import as_raw
 
 pytestmark = pytest.mark.system
@@ -58,3 +59,43 @@ def test_no_write_is_lost_at_the_decision(ground: Ground, tmp_path: Path, point:
     for image in (first, second):
         assert made.guest.ticker.lost(as_raw(image, tmp_path), console.counters) == []
     assert list((host.state_dir / "motions").glob("*")) == []
+
+
+@pytest.mark.parametrize("end", ["it is plugged", "it is given up"])
+def test_a_motion_whose_sr_is_away_waits_for_it(ground: Ground, end: str) -> None:
+    """The daemon was killed in it, and finds the disk's SR away when it starts: it starts, and says what it waits for.
+    The guest runs on all the while."""
+    host, world = ground.sender, ground.world
+    made = ground.made = world.new_guest(host, SMALL)
+    ground._stop_at(host, "motion", "after-begun")
+    with world.session(host) as api:
+        vdi, sr = api.VDI.get_by_uuid(made.vdis[0]), api.SR.get_by_uuid(host.srs["local-qcow2"])
+        task = api.Async.VDI.pool_migrate(vdi, sr, {})
+    ground._until_stopped(host, Point("motion", "after-begun"))
+    host.kill()
+    place = world.lab.sr_location(host, "local-raw")
+    away = place.rename(place.with_name("away"))
+    try:
+        host.start()
+        host.wait_ready()
+        told = command(host, "doctor").stdout
+        assert f"({made.uuid}) is not settled: SR {host.srs['local-raw']}" in told and "plug its PBD" in told
+        operations = world.vms(host)[made.uuid]["current_operations"]
+        assert list(operations.values()) == ["migrate_send"] and world.ticks(made.uuid, host)
+        if end == "it is given up":
+            done = command(host, "force-settle", made.uuid, "--outcome", "given-up", "--yes")
+            assert (done.returncode, "is as its record says" in done.stdout) == (0, True), done.stderr
+            assert "Nothing is destroyed" in done.stderr
+            assert world.vms(host)[made.uuid]["current_operations"] == {}
+            again = command(host, "force-settle", made.uuid, "--outcome", "given-up", "--yes")
+            assert again.returncode == 1 and "is not unsettled on this host" in again.stderr
+    finally:
+        away.rename(place)
+    with world.session(host) as api:
+        [pbd] = api.SR.get_PBDs(api.SR.get_by_uuid(host.srs["local-raw"]))
+        api.PBD.plug(pbd)
+    assert world.follow(task, host=host).status == "failure"
+    world.wait(lambda: not list((host.state_dir / "motions").glob("*")), "it is not settled")
+    assert world.vms(host)[made.uuid]["current_operations"] == {} and world.ticks(made.uuid, host)
+    assert world.console(made.uuid, host).breaks == []
+    assert "not settled" not in command(host, "doctor").stdout
