@@ -67,11 +67,12 @@ def test_a_motion_whose_sr_is_away_waits_for_it(ground: Ground, end: str) -> Non
     The guest runs on all the while."""
     host, world = ground.sender, ground.world
     made = ground.made = world.new_guest(host, SMALL)
-    ground._stop_at(host, "motion", "after-begun")
+    point = "before-committed" if end == "it is given up" else "after-begun"
+    ground._stop_at(host, "motion", point)
     with world.session(host) as api:
         vdi, sr = api.VDI.get_by_uuid(made.vdis[0]), api.SR.get_by_uuid(host.srs["local-qcow2"])
         task = api.Async.VDI.pool_migrate(vdi, sr, {})
-    ground._until_stopped(host, Point("motion", "after-begun"))
+    ground._until_stopped(host, Point("motion", point))
     host.kill()
     place = world.lab.sr_location(host, "local-raw")
     away = place.rename(place.with_name("away"))
@@ -98,4 +99,12 @@ def test_a_motion_whose_sr_is_away_waits_for_it(ground: Ground, end: str) -> Non
     world.wait(lambda: not list((host.state_dir / "motions").glob("*")), "it is not settled")
     assert world.vms(host)[made.uuid]["current_operations"] == {} and world.ticks(made.uuid, host)
     assert world.console(made.uuid, host).breaks == []
-    assert "not settled" not in command(host, "doctor").stdout
+    assert command(host, "doctor").stdout == "Nothing is left behind.\n"
+    if end == "it is given up":  # its mirror is there still, and goes with the datapath
+        world.shut_down(host, made.uuid)
+        assert "datapath" in command(host, "doctor").stdout
+        assert command(host, "doctor", "--yes").returncode == 0
+        assert ground.processes(host, "datapaths") == []
+        with world.session(host) as api:
+            for vdi in api.SR.get_VDIs(sr):
+                api.VDI.destroy(vdi)

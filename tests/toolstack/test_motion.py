@@ -3,19 +3,21 @@ the storage process dies, or nothing more happens. No write that the guest has f
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import defer, reactor
+from twisted.internet.task import deferLater
 
 from tests.toolstack.moving import PATHS, SIZE, Motions, moving_world
 from tests.toolstack.small_host import SmallHost, World, small_host
 from tests.toolstack.test_suspend import until
 from tests.toolstack.test_unsettled import gone, plug
 from xapi_migrate.domains.interfaces import DomainState
-from xapi_migrate.errors import CopyFailed, OtherOperationInProgress, VdiInUse
+from xapi_migrate.errors import CopyFailed, OperationNotAllowed, OtherOperationInProgress, VdiInUse
 from xapi_migrate.sm.interfaces import MoveState
 from xapi_migrate.toolstack.motion_work import MotionWork
 
@@ -167,6 +169,55 @@ async def test_if_the_guest_did_not_stand_still_one_would_be(
     monkeypatch.setattr(MotionWork, "_hold", nothing)
     with pytest.raises(AssertionError, match="was flushed, and"):
         await enumerate_all(tmp_path, blow)
+
+
+class Cancel:
+    """Has the client cancel the motion when it is awaited for the so many-th time."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.task: Any = None
+
+    async def __call__(self, name: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            reactor.callLater(0, self._cancel)  # type: ignore[attr-defined]
+            await deferLater(reactor, 0.005)  # type: ignore[arg-type]
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(OperationNotAllowed):
+            self.task.cancel()
+
+
+async def cancelled(folder: Path, number: int) -> str:
+    """One case: whether the disk stays, or has moved; "" if a motion does less than `number` things."""
+    cancel = Cancel(number)
+    motions = Motions(folder, cancel)
+    async with small_host(folder, moving_world()) as here:
+        disk = await Disk.made(here)
+        cancel.task = tasked(here)
+        await motions.begin(here)
+        try:
+            to = await motions.motion.move(disk.vdi, disk.srs[1], cancel.task)
+        except defer.CancelledError:
+            to = disk.vdi
+        if cancel.left > 0:
+            return ""
+        assert disk.vdis == [to] == [disk.now] and here.toolstack.unsettled.all() == [], number
+        await disk.more()
+        await here.call("VM.hard_shutdown", disk.vm)
+        assert disk.kept >= disk.printed, number
+    return "stays" if to == disk.vdi else "moved"
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_at_any_moment_the_guest_goes_on(tmp_path: Path) -> None:
+    """Until it is decided that leaves the old disk, afterwards it has moved."""
+    outcomes: list[str] = []
+    while not outcomes or outcomes[-1]:
+        (folder := tmp_path / str(len(outcomes))).mkdir()
+        outcomes.append(await cancelled(folder, len(outcomes) + 1))
+    assert set(outcomes) == {"stays", "moved", ""}  # it cannot be cancelled before it has begun, either
 
 
 @pytest.mark.parametrize("state", ["Running", "Paused", "Halted"])

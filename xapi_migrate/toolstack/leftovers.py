@@ -162,8 +162,13 @@ class Leftovers:
             (DOMAIN in users and self._in_use(vdi))
             or (TARGET in users and vdi in served)
             or (COPY in users and self._services.copies.of_vdi(vdi) is not None)
-            or MOVE in users
+            or (MOVE in users and self._somebody_is_busy())
         )
+
+    def _somebody_is_busy(self) -> bool:
+        """A VM whose disk is moving is; for a moment that disk's datapath is a VDI's that no VM names. One that was
+        given up (unsettled.py) is not."""
+        return any(self._records.get("VM", vm)["current_operations"] for vm in self._records.refs("VM"))
 
     def _in_use(self, uuid: str) -> bool:
         return any(
