@@ -73,6 +73,8 @@ def _check(params: list[Any]) -> None:
             raise Malformed(f"more than {MAX_ELEMENTS} elements")
         if isinstance(item, str):
             check_text(item)
+        elif isinstance(item, float) and not math.isfinite(item):  # 1e999, which no answer could hold
+            raise Malformed("a number is too large")
         elif isinstance(item, list):
             waiting += [(inner, depth + 1) for inner in item]
         elif isinstance(item, dict):
