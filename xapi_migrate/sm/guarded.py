@@ -6,7 +6,8 @@ names the SR; what it answers is looked at before anybody relies on it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from twisted.internet import defer
@@ -18,6 +19,8 @@ from zope.interface.verify import verifyObject
 from xapi_migrate.errors import MigrateError, SrBackendFailure
 from xapi_migrate.refusals import SrOperationNotSupported
 from xapi_migrate.sm.interfaces import (
+    CopyState,
+    CopyStatus,
     IAttachesVDIs,
     ImageFormat,
     ImageLocation,
@@ -33,6 +36,8 @@ from xapi_migrate.together import started
 
 _T = TypeVar("_T")
 SECTOR = 512
+MOST = 1 << 63
+COPY_CALLS = ("finish", "cancel", "replace")
 
 
 class GuardedBackend:
@@ -87,7 +92,7 @@ class GuardedBackend:
             if _possible(info) and info.uuid not in known:
                 known[info.uuid] = info
             else:
-                self.log.warn("the scan of SR {sr} shows what cannot be: {info}", sr=self._sr, info=repr(info)[:200])
+                self.log.warn("the scan of SR {sr} shows what cannot be: {info}", sr=self._sr, info=_shown(info))
         return list(known.values())
 
     async def vdi_create(self, uuid: str, virtual_size: int) -> VDIInfo:
@@ -103,9 +108,7 @@ class GuardedBackend:
     async def vdi_location(self, uuid: str) -> ImageLocation | ImageNode:
         what = f"finding VDI {uuid}"
         found = await self._ask(what, "vdi_location", uuid)
-        if not isinstance(found, (ImageLocation, ImageNode)) or not isinstance(found.format, ImageFormat):
-            self._wrong(what, found)
-        if isinstance(found, ImageLocation) and not found.path.is_absolute():
+        if not isinstance(found, (ImageLocation, ImageNode)) or not _placed(found):
             self._wrong(what, found)
         if self._formats is not None and found.format.value not in self._formats:
             raise SrBackendFailure(what, f"its format {found.format.value} is none of the backend's")
@@ -117,7 +120,7 @@ class GuardedBackend:
     async def nonce_read(self, name: str) -> str:
         what = f"reading a nonce from SR {self._sr}"
         found = await self._ask(what, "nonce_read", name)
-        if not isinstance(found, str):
+        if not isinstance(found, str) or not found.isascii():
             self._wrong(what, found)
         return found
 
@@ -152,8 +155,8 @@ class GuardedBackend:
         if not self._has("vdi_get_url"):
             return None
         what = f"exporting VDI {uuid}"
-        url = await self._ask(what, "vdi_get_url", uuid, migration, address, secure)
-        if url is not None and not isinstance(url, TargetUrl):
+        url: TargetUrl | None = await self._ask(what, "vdi_get_url", uuid, migration, address, secure)
+        if url is not None and not _usable(url):
             self._wrong(what, type(url))  # it may hold a secret
         if url is not None and secure and not url.url.startswith("nbds:"):
             await self.vdi_close_url(uuid, migration)
@@ -170,8 +173,26 @@ class GuardedBackend:
         """None: the shared copier is to do it."""
         if not self._has("vdi_copy"):
             return None
-        copy: ICopyTask | None = await self._ask(f"copying VDI {uuid}", "vdi_copy", uuid, url, ref, proof, force_copy)
+        what = f"copying VDI {uuid}"
+        copy: ICopyTask | None = await self._ask(what, "vdi_copy", uuid, url, ref, proof, force_copy)
+        if copy is not None and not all(
+            callable(getattr(copy, call, None)) for call in ("finish", "cancel", "replace")
+        ):
+            self._wrong(what, type(copy))
         return copy
+
+    def copy_status(self, uuid: str, copy: ICopyTask) -> CopyStatus:
+        """Where a copy of the backend's own is."""
+        what = f"copying VDI {uuid}"
+        try:
+            status: object = copy.status
+        except MigrateError:
+            raise
+        except Exception as failure:
+            raise _failure(what, failure) from failure
+        if not isinstance(status, CopyStatus) or not isinstance(status.state, CopyState):
+            self._wrong(what, status)
+        return status
 
     # -- the guard
 
@@ -234,17 +255,38 @@ class GuardedBackend:
         return info
 
     def _wrong(self, what: str, answer: object) -> NoReturn:
-        raise SrBackendFailure(what, f"the backend's answer cannot be: {repr(answer)[:200]}")
+        raise SrBackendFailure(what, f"the backend's answer cannot be: {_shown(answer)}")
 
 
 def _failure(what: str, failure: BaseException | None) -> SrBackendFailure:
-    made = SrBackendFailure(what, f"{type(failure).__name__}: {failure}")
+    made = SrBackendFailure(what, f"{type(failure).__name__}: {_shown(failure, str)}")
     made.__cause__ = failure
     return made
 
 
+def _shown(something: object, by: Callable[[object], str] = repr) -> str:
+    """What it says of itself, which is a plug-in's code too and may fail."""
+    try:
+        return by(something)[:200] if by is repr else by(something)
+    except Exception:
+        return f"a {type(something).__name__} that cannot be shown"
+
+
 def _numbers(*values: object) -> bool:
-    return all(isinstance(value, int) and value >= 0 for value in values)
+    """Sizes, which records and databases keep in 64 bits."""
+    return all(isinstance(value, int) and 0 <= value < MOST for value in values)
+
+
+def _placed(found: ImageLocation | ImageNode) -> bool:
+    if not isinstance(found.format, ImageFormat) or not _numbers(found.size):
+        return False
+    if isinstance(found, ImageLocation):
+        return isinstance(found.path, Path) and found.path.is_absolute()
+    return isinstance(found.options, Mapping) and isinstance(found.secrets, Mapping)
+
+
+def _usable(url: object) -> bool:
+    return isinstance(url, TargetUrl) and all(isinstance(part, str) for part in (url.url, url.username, url.password))
 
 
 def _possible(info: object) -> bool:

@@ -70,7 +70,7 @@ class CopiesImages(SRImages):
 
     async def copy_state(self, ref: str) -> CopyStatus:
         if ref in self._own_copies:
-            return self._own_copies[ref][1].status
+            return self._backend.copy_status(*self._own_copies[ref])
         return self._services.copies.get(ref).status
 
     async def copy_replace(self, ref: str, url: TargetUrl) -> None:
