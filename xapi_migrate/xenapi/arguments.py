@@ -97,7 +97,7 @@ class Arguments:
 
 def _integer(raw: Any, name: str) -> int:
     """XenAPI writes integers as decimal text; many clients send <int> all the same."""
-    if type(raw) is str and 0 < len(raw) <= 20 and raw.removeprefix("-").isdecimal():
+    if type(raw) is str and 0 < len(raw) <= 20 and raw.isascii() and raw.removeprefix("-").isdecimal():
         raw = int(raw)
     if type(raw) is not int or not -LARGEST - 1 <= raw <= LARGEST:
         raise FieldTypeError(name)

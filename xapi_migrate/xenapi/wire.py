@@ -6,6 +6,7 @@ the endpoint. Answers have no white space, strings untagged, integers as untagge
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ CONTENT_TYPE = b"text/xml"
 _SPACE = " \t\r\n"
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML cannot hold: control characters, surrogates and the two non-characters."""
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII).fullmatch
+"""Python knows more forms: other scripts' digits, and 1_000."""
 _REFERENCE = re.compile(rb"&#(?:x([0-9a-fA-F]+)|([0-9]+));")
 _SPECIAL = re.compile('[&<>"\\x00-\\x08\\x0b-\\x1f\ud800-\udfff\ufffe\uffff]').search
 """Finds out quickly that a text can go out as it is."""
@@ -162,15 +165,16 @@ def _scalar(tag: str, text: str) -> Any:
     text = text.strip(_SPACE)
     try:
         if tag in ("int", "i4", "i8"):
-            if len(text) > 20:
+            if not _INTEGER(text):
                 raise ValueError
             return int(text)
         if tag == "boolean":
             return {"1": True, "0": False, "true": True, "false": False}[text]
         if tag == "double":
-            if len(text) > 400:
+            number = float(text) if len(text) <= 400 else math.inf
+            if not math.isfinite(number):
                 raise ValueError
-            return float(text)
+            return number
         if tag == "dateTime.iso8601":
             return timestamp(text)
         if tag == "nil":
