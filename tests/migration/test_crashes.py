@@ -60,6 +60,14 @@ def settle(world: TwoHosts, task: SimTask) -> None:
                 at = number % 64 * 16
                 assert content[at : at + 16] == number.to_bytes(16, "big"), f"write {number} is lost"
     assert here.srs[here.sr].left_behind == [item for item in here.srs[here.sr].left_behind if "copy" not in item]
+    told_as_it_is(world, task)
+
+
+def told_as_it_is(world: TwoHosts, task: SimTask) -> None:
+    """The client is told that the VM moved if, and only if, it runs at the receiver."""
+    assert over(task), "the client is never told how it ended"
+    moved = bool(world.destination.running())
+    assert (task.status == "success") == moved, f"told {task.status} ({task.value}), moved: {moved}"
 
 
 def crash(world: TwoHosts, side: str) -> None:

@@ -8,7 +8,7 @@ import random
 import pytest
 from twisted.internet.task import Clock
 
-from tests.migration.test_crashes import MESSAGES, STRIKES, WRITES, crash, crash_at, over, strike
+from tests.migration.test_crashes import MESSAGES, STRIKES, WRITES, crash, crash_at, over, strike, told_as_it_is
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.two_hosts import SimTask, TwoHosts
@@ -47,6 +47,7 @@ def settle(world: TwoHosts, vm: str, shared: bool, task: SimTask) -> None:
     assert len(images) == 2, "an image is left, or gone"
     assert all(not sr.storage.nonces for sr in here.srs.values()), "a nonce is left"
     assert [item for sr in there.srs.values() for item in sr.left_behind] == []
+    told_as_it_is(world, task)
 
 
 def begin(world: TwoHosts) -> tuple[str, SimTask]:

@@ -32,7 +32,7 @@ from .direct_peer import DirectPeer, Wire
 from .fake_domains import FakeDomains
 from .fake_hypervisor import FakeHypervisor
 from .fake_sm import FakeLuns, FakeSR, FakeStorage
-from .memory_journals import MemoryJournals
+from .memory_journals import Crash, MemoryJournals
 
 TIMES = MigrationTimes(
     heartbeat_interval=3.0, heartbeat_lost=10.0, connect=2.0, request=5.0, offer=60.0, poll=0.05, ask=1.0
@@ -115,6 +115,8 @@ class SimTasks:
         self._end(task.ref, "success", value)
 
     def fail(self, task: Any, error: Exception) -> None:
+        if isinstance(error, Crash):
+            return  # a daemon that is dead tells nobody: the next one goes on with the task, or fails it
         self._end(task.ref, "cancelled" if isinstance(error, TaskCancelled) else "failure", error)
 
     def _end(self, ref: str, status: str, value: Any) -> None:
