@@ -25,9 +25,11 @@ from tests.sm.two_hosts import (
     two_hosts,
     until,
 )  # fmt: skip
+from xapi_migrate.processes.child import find
 from xapi_migrate.sm.copy import Copy
 from xapi_migrate.sm.interfaces import CopyState
 from xapi_migrate.sm.services import SMServices
+from xapi_migrate.sm.timeouts import SMTimeouts
 from xapi_migrate.together import started
 
 pytestmark = pytest.mark.system
@@ -35,10 +37,10 @@ SIZE = 128 * MIB
 SLOW = attrs.evolve(QUICK, copy_speed=24 * MIB)
 
 
-async def restart(host: Host, kind: str) -> None:
+async def restart(host: Host, kind: str, timeouts: SMTimeouts = SLOW) -> None:
     """The daemon goes, another one comes."""
     host.services.let_go()
-    host.services = SMServices(reactor, host.folder / "state", SLOW)
+    host.services = SMServices(reactor, host.folder / "state", timeouts)
     await host.services.recover()
     host.sr = open_sr(host.services, host.folder / "sr", kind, host.sr.uuid)
     await host.sr.attach()
@@ -81,7 +83,6 @@ async def test_a_datapath_that_died_meanwhile_fails_its_copy(tmp_path: Path) -> 
         await begin_copy(ours, theirs, vdi, SIZE)
         child = ours.services.datapaths.get(vdi).daemon.child
         ours.services.let_go()
-        from xapi_migrate.processes.child import find
 
         await find(reactor, child.folder).kill()
         await restart(ours, "raw")
@@ -127,13 +128,14 @@ class Killed(Exception):
     """The daemon is not there any more, and nothing of it runs on."""
 
 
+@pytest.mark.parametrize("copier", ["lives", "is gone"])
 @pytest.mark.parametrize("command", ["blockdev-add", "blockdev-mirror"])
 @pytest.mark.parametrize("done", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_a_daemon_is_killed_when_the_mirror_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, done: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, done: bool, copier: str
 ) -> None:
-    """Where the mirror runs it goes on, else the copy begins anew; either way by its old name."""
+    """Where the mirror runs it goes on, else the copy begins anew; either way by its old name, and at once."""
     async with two_hosts(tmp_path, timeouts=SLOW) as (ours, theirs):
         vdi, fresh = await make_disk(ours, SIZE, filled=16 * MIB), str(uuid.uuid4())
         await theirs.sr.vdi_create(fresh, SIZE)
@@ -162,7 +164,11 @@ async def test_a_daemon_is_killed_when_the_mirror_begins(
             beginning.cancel()
             with pytest.raises(Killed):
                 await beginning
-            await restart(ours, "raw")
+            if copier == "is gone":
+                await find(reactor, copy.folder).kill()
+            began = reactor.seconds()
+            await restart(ours, "raw", attrs.evolve(SLOW, guard=10.0))
+            assert reactor.seconds() - began < 5
             assert (command == "blockdev-mirror" and done) is (ours.services.copies.of_vdi(vdi) is not None)
             await ours.sr.vdi_copy(vdi, url, "copy-1", None)
             await until(ours, "copy-1", CopyState.READY)

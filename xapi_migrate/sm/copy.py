@@ -349,7 +349,7 @@ class Copy:
         mirror, self._mirror = self._mirror, None
         if mirror is not None and self._datapath is not None and self._datapath.daemon.alive:
             try:
-                if error:
+                if error or not self.copier.alive:  # else closing the socket waits for another copier
                     await self._take_over_in_order()
                 await self._dismiss(mirror)
             except _TROUBLE as failure:
