@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.faults.clients import Client
 from tests.faults.ground import Ground
 from tests.faults.points import EVERY, NOT_STRUCK, STEPS, Point, expected
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 CASES = [(point, blow) for point in EVERY for blow in BLOWS if blow.falls_on(point)]
 
 
@@ -49,6 +52,13 @@ def test_the_matrix_is_complete() -> None:
     assert {f"{role} {name}" for role, name in expected() - struck} == set(NOT_STRUCK)
     assert {name for _, name in struck if name[0].isdigit()} == {step.id for step in STEPS}
     assert struck - expected() == {(role, name) for role, name in struck if name[0].isdigit()}
+
+
+def test_what_is_not_struck_is_tested_where_it_is_said() -> None:
+    for reason in NOT_STRUCK.values():
+        for path, name in re.findall(r"(tests/[\w/.]+)(?:::(\w+))?", reason):
+            assert name, f"{path}: which test?"
+            assert f"def {name}(" in (ROOT / path).read_text()
 
 
 def test_a_sample_has_every_step_and_every_blow() -> None:
