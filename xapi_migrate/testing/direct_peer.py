@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any, TypeVar
 
-from twisted.internet import task
+from twisted.internet import defer, task
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -66,7 +66,7 @@ class Wire:
             if fate is Fate.TWICE:
                 started(_quietly(deliver))
             answer = await started(deliver()).addTimeout(self.patience, self.clock)
-        except TimeoutError:
+        except defer.TimeoutError:
             raise PeerSilent(message, "no answer in time") from None
         except PeerSilent:
             raise
