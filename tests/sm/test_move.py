@@ -289,6 +289,33 @@ async def test_the_daemon_restarts(tmp_path: Path, moment: str) -> None:
         assert await kept(guest, sr, at)
 
 
+@pytest_twisted.ensureDeferred
+async def test_the_daemon_ends_before_it_has_tidied_up(tmp_path: Path) -> None:
+    """The image that nobody uses is closed by the next one, and the disk can move again."""
+    async with two_srs(tmp_path) as world:
+        vdi, to, back = await make_disk(world.host, SIZE), await world.fresh(), str(uuid.uuid4())
+        async with writing(world.host.sr, vdi) as guest:
+            await world.host.sr.move_begin(vdi, world.other, to)
+            await world.until(vdi, to, MoveState.READY)
+            datapath = world.host.services.datapaths.get(vdi)
+            assert datapath is not None
+            await (await world.host.sr._move(datapath, world.other, to)).pivot()
+            await world.restart()
+            await world.host.sr.move_pivot(vdi, world.other, to)
+            await world.host.sr.vdi_destroy(vdi)
+            await guest.more()
+            await world.host.sr.vdi_create(back, SIZE)
+            await world.other.move_begin(to, world.host.sr, back)
+            while (await world.other.move_status(to, world.host.sr, back)).state is not MoveState.READY:
+                await guest.more(1)
+            await world.other.move_pivot(to, world.host.sr, back)
+            await guest.more()
+            await guest.stop()
+        await world.host.sr.vdi_detach(back)
+        assert world.host.services.alive().nothing
+        assert await kept(guest, world.host.sr, back)
+
+
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest_twisted.ensureDeferred
 async def test_the_process_dies_when_all_is_ready(tmp_path: Path, kinds: tuple[str, str]) -> None:

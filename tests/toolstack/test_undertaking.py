@@ -309,8 +309,13 @@ async def test_a_vm_that_has_gone_on_without_it_is_not_touched(tmp_path: Path, d
         await undertakings.do("build", PLAN, Handle("task"), work)
     building.nuisance, building.calls = {}, []
     undertakings, tasks = daemon(tmp_path, building)
-    tasks.applies = False
+    tasks.applies, building.nuisance = False, {"withdraw": AWAY}
     await undertakings.recover()
+    [said] = tasks.unsettled.all()  # type: ignore[attr-defined]
+    assert not said["busy"] and tasks.busy == {} and tasks.told == []
+    building.nuisance, building.calls = {}, []
+    tasks.unsettled.wake()  # type: ignore[attr-defined]
+    await until(lambda: tasks.unsettled.all() == [])  # type: ignore[attr-defined]
     assert building.calls == (["withdraw"] if decided else ["withdraw", "clear"])
     assert tasks.busy == {} and list(tmp_path.glob("*")) == []
 

@@ -172,18 +172,17 @@ class Undertakings(Generic[P]):
 
     async def _settle(self, one: Undertaking) -> None:
         """All that is left to do. Whatever it raises: `one.at_rest` then says whether the VM is done with."""
-        withdrawn = False
         if not one.at_rest:
             if one.lost_journal:
                 # COMMITTED may be on disk all the same: only without the journal can it be undone.
                 await one.journal.remove()
-            if self._applies(one.plan):
+            one.strange = not self._applies(one.plan)
+            if not one.strange:
                 await self._settle_vm(one)
             else:
                 self.log.warn("VM {vm} has gone on without its {call}", vm=one.plan.vm, call=one.kind.call)
                 await one.kind.withdraw(one.plan, one.decided)
-                withdrawn = True
-        if not (withdrawn and one.decided):
+        if not (one.strange and one.decided):
             try:
                 await one.kind.clear(one.plan, one.decided)
             except defer.CancelledError:

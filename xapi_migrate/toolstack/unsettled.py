@@ -61,6 +61,8 @@ class Undertaking:
     journal: IJournal
     taken_up: bool = False
     at_rest: bool = False
+    strange: bool = False
+    """The VM has gone on without it: it is not to be held up."""
     lost_journal: bool = False
     """That it is decided could not be written: it is undone."""
     task: Any = None
@@ -68,6 +70,11 @@ class Undertaking:
     value: Any = None
     turned: MigrateError | None = None
     why: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the VM has to wait for it."""
+        return not (self.at_rest or self.strange)
 
     @property
     def decided(self) -> bool:
@@ -102,7 +109,7 @@ class Unsettled:
         """Try again to `settle` it, which has failed for this reason. Its VM is busy until it is at rest, then
         `let_go` is called."""
         self._note(one, why)
-        if not one.at_rest:
+        if one.holds:
             self._hold(one)
         pause = Pause(self._clock)
         retrying = started(self._retry(one, pause, settle, let_go))
@@ -123,7 +130,7 @@ class Unsettled:
 
     def all(self) -> list[dict[str, Any]]:
         """For people: of each the VM's uuid, what it waits for, and whether the VM is busy meanwhile."""
-        return [{"vm": self._uuid(one), "why": one.why, "busy": not one.at_rest} for one in self._waiting]
+        return [{"vm": self._uuid(one), "why": one.why, "busy": one.holds} for one in self._waiting]
 
     async def give_up(self, uuid: str) -> list[str]:
         """Those of this VM are not tried any more: the VM has the disks and the memory that its record says now, and
@@ -173,7 +180,7 @@ class Unsettled:
         let_go(one)
 
     def _note(self, one: Undertaking, why: BaseException) -> None:
-        waits = "What is left of it goes later" if one.at_rest else "The VM is busy until then"
+        waits = "The VM is busy until then" if one.holds else "What is left of it goes later"
         one.why = (
             f"{one.kind.call} of VM {self._name(one)} is not settled: {self.reason(why)} It is tried again, at once"
             f" when an SR is plugged. {waits}, or until `xapi-migrate force-settle --outcome given-up`."
