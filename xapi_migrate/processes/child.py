@@ -174,8 +174,13 @@ def _spawn(folder: Path, argv: Sequence[str], env: Mapping[str, str], pass_fds: 
     process.returncode = 0  # reaped through the pidfd: subprocess must not wait for it too
     name = ProcessName(process.pid, start_time(process.pid) or 0, boot_id())
     draft = folder / f"{RECORD}.new"
-    draft.write_text(json.dumps(attrs.asdict(name)))
-    draft.replace(folder / RECORD)
+    try:
+        draft.write_text(json.dumps(attrs.asdict(name)))
+        draft.replace(folder / RECORD)
+    except OSError:  # no room for it, say: nobody would find the process again
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitpid(process.pid, 0)
+        raise
     return name
 
 
@@ -186,8 +191,9 @@ async def spawn(
     env: Mapping[str, str] = os.environ,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start `argv` in `folder` (made if missing). OSError if the program cannot be started; cancelled, nothing runs.
-    A folder has one process: what an earlier daemon was just starting in it is ended."""
+    """Start `argv` in `folder` (made if missing). OSError if the program cannot be started, or there is
+    no room for its record; then, and when cancelled, nothing runs. A folder has one process: what an earlier daemon was
+    just starting in it is ended."""
     before = find(reactor, folder)
     if before is not None:
         await before.kill()
