@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.internet import defer, task
+from twisted.logger import Logger
 
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.sm.addresses import bracketed
@@ -51,6 +52,8 @@ class _State:
 
 class ISCSIService:
     """`port` 0: a free one is picked and kept as long as tgtd lives."""
+
+    log = Logger()
 
     def __init__(self, reactor: Any, folder: Path, timeouts: SMTimeouts, port: int = 0) -> None:
         self._reactor = reactor
@@ -172,16 +175,19 @@ class ISCSIService:
             self._lock.release()
 
     async def _add_lun(self, name: str, vdi: str, path: Path, address: str, scsi_id: str, read_only: bool) -> TargetUrl:
-        await self._listen(address)
-        target = self._state.targets.get(name) or self._new_target(name)
         try:
+            await self._listen(address)
+            target = self._state.targets.get(name) or self._new_target(name)
             if not target.made:
                 await self._make_target(name, target)
             if vdi not in target.luns:
                 await self._make_lun(target, vdi, path, scsi_id, read_only)
-        except TgtError as failure:
-            if not target.luns:
-                await self._remove_target(name, target)
+        except (TgtError, OSError) as failure:
+            begun = self._state.targets.get(name)
+            if begun is not None and not begun.luns:
+                await self._remove_target(name, begun)
+            elif not self._state.targets:
+                await self._stop()
             raise SrBackendFailure(f"exporting VDI {vdi}", str(failure)) from failure
         url = f"iscsi://{bracketed(address)}:{self._state.port}/{target.iqn(name)}/{target.luns[vdi]}"
         return TargetUrl(url, target.username, target.password)
@@ -241,7 +247,7 @@ class ISCSIService:
             except TgtError as failure:
                 raise SrBackendFailure(f"closing the LUN of VDI {vdi}", str(failure)) from failure
         del target.luns[vdi]
-        self._save()
+        self._save_less()
         return True
 
     async def _tidy(self, name: str) -> None:
@@ -293,8 +299,9 @@ class ISCSIService:
             await self._delete(target, Mode.TARGET, tid=target.tid, force=True)
             await self._delete(target, Mode.ACCOUNT, text=f"user={target.username}")
         del self._state.targets[name]
-        self._save()
-        if not self._state.targets:
+        if self._state.targets:
+            self._save_less()
+        else:
             await self._stop()
 
     async def _delete(self, target: _Target, mode: Mode, **arguments: Any) -> None:
@@ -319,6 +326,14 @@ class ISCSIService:
         self._state = _State(self._port)
         for leftover in (_STATE, "tgt.sock.0", "tgt.sock.0.lock", "process.json", "stdout", "stderr"):
             (self._folder / leftover).unlink(missing_ok=True)
+
+    def _save_less(self) -> None:
+        """Something is served no more. Where there is no room to write that down it is gone all the same: whoever finds
+        it in an old record, and removes it again, is told by tgtd that it is not there."""
+        try:
+            self._save()
+        except OSError as failure:
+            self.log.warn("What tgtd serves cannot be written down: {why}", why=failure)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
