@@ -124,6 +124,18 @@ async def test_a_vm_runs_and_stops(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_vm_without_memory_does_not_start(tmp_path: Path) -> None:
+    async with small_host(tmp_path) as here:
+        for memory in ("0", str((1 << 20) - 1)):
+            vm = await here.call("VM.create", {"name_label": "none", "memory_static_max": memory, "VCPUs_max": "1"})
+            with pytest.raises(InvalidValue, match="memory_static_max"):
+                await here.call("VM.start", vm, False, False)
+            assert here.get("VM", vm)["power_state"] == "Halted"
+            assert not here.toolstack.machines.domain_of(vm)
+        assert not here.world.hypervisor.guests
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
     async with small_host(tmp_path) as here:
         sr = await here.sr()

@@ -12,7 +12,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from xapi_migrate.domains.interfaces import GONE, DomainDisk, DomainNic, DomainSpec, DomainState, IDomainDriver
-from xapi_migrate.errors import DomainError, HandleInvalid, SrBackendFailure, VdiInUse, VmBadPowerState
+from xapi_migrate.errors import DomainError, HandleInvalid, InvalidValue, SrBackendFailure, VdiInUse, VmBadPowerState
 from xapi_migrate.migration.claims import Claims
 from xapi_migrate.migration.disk_users import other_user
 from xapi_migrate.sm.interfaces import ISR, Attachment, Purpose
@@ -25,6 +25,8 @@ from xapi_migrate.toolstack.storage import Storage
 
 MIGRATING = ("migrate_send", "pool_migrate", "import")
 """Operations during which the domain is the migration's, and its end is no business of ours."""
+LEAST_MEMORY = 1 << 20
+"""Of a VM that runs, as of one that is received. QEMU takes none at all for 128 MiB, which nobody has counted."""
 _SERIAL_LENGTH = 20
 
 
@@ -163,8 +165,11 @@ class Machines:
         return self._claims.held(int(self._records.get("VM", vm)["memory_static_max"]))
 
     async def start(self, vm: str, paused: bool = False) -> None:
-        """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable."""
+        """VM.start. DomainError, and then nothing is left of it; SrNotAttached, VdiInUse, BridgeNotAvailable,
+        InvalidValue for a VM without memory."""
         record = self._records.get("VM", vm)
+        if record["memory_static_max"] < LEAST_MEMORY:
+            raise InvalidValue("memory_static_max", str(record["memory_static_max"]))
         self.check_networks(vm)
         domain = str(uuids.uuid4())
         self.set_domain(vm, domain)
