@@ -372,7 +372,10 @@ class Copy:
         total = self.status.total
         self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)
         self._url = None
-        self.save()
+        try:
+            self.save()
+        except OSError as failure:  # who waits for the end is not to wait for room; a restarted daemon finds no job
+            self.log.warn("copy {ref}: its end cannot be written down: {why}", ref=self.of.ref, why=failure)
         self._tell_ended()
 
     def _tell_ended(self) -> None:

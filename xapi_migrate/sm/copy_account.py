@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from xapi_migrate.sm.interfaces import CopyState, CopyStatus, TargetUrl
+from xapi_migrate.sm.with_room import write_with_room
 
 _STATE = "copy.json"
 
@@ -33,12 +34,9 @@ class Kept:
 
 
 def keep_copy(folder: Path, kept: Kept) -> None:
-    """For `read_copy`."""
+    """For `read_copy`. OSError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = folder / f"{_STATE}.new"
-    draft.touch(mode=0o600)
-    draft.write_text(json.dumps(attrs.asdict(kept, value_serializer=_plain)))
-    draft.replace(folder / _STATE)
+    write_with_room(folder / _STATE, json.dumps(attrs.asdict(kept, value_serializer=_plain)))
 
 
 def _plain(_: object, __: object, value: object) -> object:

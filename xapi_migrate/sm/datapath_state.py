@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import attrs
 
 from xapi_migrate.sm.interfaces import ImageFormat, ImageLocation, ImageNode
+from xapi_migrate.sm.with_room import write_with_room
 
 DOMAIN, TARGET, COPY, MOVE = "domain", "target", "copy", "move"
 """Who uses it, see datapath.py."""
-
-RESERVED = 8 << 10
-"""Bytes that a record has room for: it is padded to them."""
 
 _STATE = "state.json"
 
@@ -72,29 +69,9 @@ class Kept:
 
 
 def save_state(folder: Path, kept: Kept) -> None:
-    """For `read_state`. Each time room is reserved for the next: a guest whose migration is undone must get its disks
-    back, and that has to be written down, also when the file system is full by then. OSError."""
-    draft = folder / f"{_STATE}.new"
+    """For `read_state`. OSError."""
     of = attrs.evolve(kept.of, secrets=dict.fromkeys(kept.of.secrets, ""))
-    text = json.dumps(attrs.asdict(attrs.evolve(kept, of=of))).ljust(RESERVED).encode()
-    with _reserved(draft, len(text)) as file:
-        file.write(text)
-        file.truncate()
-    draft.replace(folder / _STATE)
-    try:
-        _reserved(draft, RESERVED).close()
-    except OSError:
-        pass  # the next one tries again
-
-
-def _reserved(path: Path, size: int) -> BinaryIO:
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    write_with_room(folder / _STATE, json.dumps(attrs.asdict(attrs.evolve(kept, of=of))))
 
 
 def can_be_revived(of: DatapathOf, users: dict[str, bool], closed: bool) -> bool:
