@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import attrs
 
@@ -23,8 +24,15 @@ from xapi_migrate.lab.host import LabHost
 GUESTS = {"sender domain", "receiver domain"}
 """Blows that end the guest."""
 CLASSES = ("VM", "VDI", "VBD", "VIF", "SR", "PBD", "network", "host")
-MORE_DESCRIPTORS, MORE_MEMORY, MORE_BYTES = 8, 1.15, 2 << 20
-"""How much more there may be at the end than in the middle."""
+MORE: dict[str, tuple[str, Callable[[float], float]]] = {
+    "descriptors": ("descriptors", lambda few: few + 1),
+    "memory": ("memory", lambda few: few * 1.05),
+    "records": ("records", lambda few: few),
+    "images": ("bytes in the SRs", lambda few: few + (1 << 20)),
+    "state": ("bytes in the state folders", lambda few: few + (1 << 19)),
+    "processes": ("processes", lambda few: few),
+}
+"""How each is called, and how much there may be at the end where there was so much before."""
 
 
 @attrs.frozen
@@ -98,28 +106,22 @@ def choose(chance: random.Random, client: Client, with_daemons: bool) -> tuple[P
     return chance.choice([point for point in MOVED if blow.falls_on(point)]), blow
 
 
-def flat(middle: Measured, end: Measured) -> list[str]:
-    """What has grown."""
+def flat(samples: Sequence[Measured]) -> list[str]:
+    """What has grown from the first third of the samples to the last, by their medians: one sample may be taken while a
+    connection is still open, or before memory is given back."""
+    third = max(1, len(samples) // 3)
     grown = []
-    if end.descriptors > middle.descriptors + MORE_DESCRIPTORS:
-        grown.append("descriptors")
-    if end.memory > middle.memory * MORE_MEMORY:
-        grown.append("memory")
-    if end.records != middle.records:
-        grown.append("records")
-    if end.images > middle.images + MORE_BYTES:
-        grown.append("bytes in the SRs")
-    if end.state > middle.state + MORE_BYTES:
-        grown.append("bytes in the state folders")
-    if end.processes != middle.processes:
-        grown.append("processes")
+    for name, (what, more) in MORE.items():
+        first, last = (median(getattr(one, name) for one in part) for part in (samples[:third], samples[-third:]))
+        if last > more(first) or (name in ("records", "processes") and last != first):
+            grown.append(what)
     return grown
 
 
 def main(moves: int, seed: int) -> int:
     chance, ground = random.Random(seed), Ground()
     began, ended = time.monotonic(), {"moved": 0, "stayed": 0}
-    middle: Measured | None = None
+    samples: list[Measured] = []
     print(f"soak: {moves} migrations, seed {seed}", flush=True)
     try:
         for number in range(1, moves + 1):
@@ -129,14 +131,13 @@ def main(moves: int, seed: int) -> int:
             ended["moved" if where == "receiver" else "stayed"] += 1
             now = measure(ground)
             print(f"{number:3} {point} {blow}: {where}, {now}", flush=True)
-            if number == moves * 6 // 10:  # daemons that were started last have warmed up
-                middle = now
-        assert middle is not None
-        grown = flat(middle, now)
+            if number >= max(1, moves * 6 // 10):  # daemons that were started last have warmed up
+                samples.append(now)
+        grown = flat(samples)
     finally:
         ground.close()
     print(f"soak: {moves} migrations in {time.monotonic() - began:.0f} s, {ended}, seed {seed}")
-    print(f"soak: in the middle {middle}\nsoak: at the end    {now}")
+    print(f"soak: in the middle {samples[0]}\nsoak: at the end    {samples[-1]}")
     print(f"soak: grown: {', '.join(grown) or 'nothing'}")
     return 1 if grown else 0
 

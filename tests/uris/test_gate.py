@@ -186,6 +186,21 @@ async def test_every_refusal_is_the_same(served):
     assert served.receiving.touched == 0
 
 
+@pytest.mark.system
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_capability_is_answered_the_same_whatever_the_verb(served):
+    heads, bodies = set(), {}
+    for method in ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "X"):
+        request = f"{method} {WRONG} HTTP/1.1\r\nHost: r\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+        head, _, bodies[method] = (await answer_to(served, request)).partition(b"\r\n\r\n")
+        heads.add(b"\n".join(sorted(line for line in head.split(b"\r\n") if not line.startswith(b"Date"))))
+    assert len(heads) == 1, heads
+    assert b" 404 " in next(iter(heads)) and b"nosniff" in next(iter(heads))
+    assert bodies.pop("HEAD") == b""
+    assert set(bodies.values()) == {b"Not found.\n"}
+    assert served.receiving.touched == 0
+
+
 @pytest.mark.parametrize("rest", ["/metadata", "/memory", "/nothing"])
 @pytest.mark.parametrize("framing", ["Content-Length: 104857600", "Transfer-Encoding: chunked"])
 @pytest.mark.system

@@ -64,6 +64,30 @@ async def test_the_envelope(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_no_browser_guesses_at_an_answer(tmp_path: Path) -> None:
+    def each(port: int) -> list[tuple[int, str | None]]:
+        found = []
+        for method, path, body in (
+            ("POST", "/", LOGIN), ("POST", "/RPC2", b"<a/>"), ("POST", "/jsonrpc", b"[1]"),
+            ("POST", "/", b"x" * (400 << 10)),
+            ("POST", "/jsonrpc", b'{"method": "no.such", "params": []}'), ("GET", "/", b""), ("HEAD", "/", b""),
+            ("OPTIONS", "/jsonrpc", b""), ("PATCH", "/json", b""), ("GET", "/no%3Cscript%3E", b""),
+            ("HEAD", "/none", b""),
+        ):  # fmt: skip
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            found.append((response.status, response.getheader("X-Content-Type-Options")))
+            connection.close()
+        return found
+
+    async with live(tmp_path) as here:
+        answers = await threads.deferToThread(each, here.port)
+    assert {status for status, _ in answers} == {200, 400, 404, 405, 413}
+    assert {said for _, said in answers} == {"nosniff"}
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_is_no_call_gets_an_http_status(tmp_path: Path) -> None:
     async with live(tmp_path) as here:
         for body, path, expected in ((b"<a/>", "/", 400), (b"[1]", "/jsonrpc", 400), (LOGIN, "/nowhere", 404)):
