@@ -8,6 +8,7 @@ import random
 import pytest
 from twisted.internet.task import Clock
 
+from tests.faults.points import MARKS
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.memory_journals import Crash, MemoryJournal
@@ -15,19 +16,26 @@ from xapi_migrate.testing.two_hosts import SimHost, SimTask, TwoHosts
 
 DOWN = 4.0
 MESSAGES = ["HEAD", "PUT metadata", "GET disk/0", "GET disk/1", "PUT memory", "PUT control", "DELETE"]
+FATES = [fate for fate in Fate if fate is not Fate.DELIVERED]
+ROLES = {"source": "sender", "destination": "receiver"}
 WRITES = [
     ("source", Mark.BEGUN),
     ("source", Mark.MEMORY),
     ("source", Mark.DONE),
     ("source", Mark.COMMITTED),
+    ("source", Mark.ENDED),
     ("destination", Mark.BEGUN),
     ("destination", Mark.PREPARED),
     ("destination", Mark.OFFERED),
     ("destination", Mark.MEMORY),
     ("destination", Mark.COMMITTED),
+    ("destination", Mark.ENDED),
 ]
 UNDOING = [("source", Mark.UNDONE), ("destination", Mark.UNDONE), ("destination", Mark.ABORTED)]
 """What is written when a migration is cancelled in its bulk copy."""
+WITHDRAWING = [("source", Mark.ABORTED)]
+"""What is written when one is cancelled whose `done` did not arrive."""
+ALL_WRITES = [*WRITES, *UNDOING, *WITHDRAWING]
 
 
 def over(task: SimTask) -> bool:
@@ -77,32 +85,60 @@ def crash(world: TwoHosts, side: str) -> None:
         world.clock.callLater(DOWN, host.start)
 
 
-def crash_at(world: TwoHosts, side: str, mark: Mark, when: str) -> list[Mark]:
-    """Crash that daemon once, `before` or `after` it writes `mark`; what is returned is not empty from then on."""
+def crash_at(world: TwoHosts, side: str, mark: Mark, when: str, victims: str = "the writer") -> list[Mark]:
+    """Crash `the writer`, `the other` daemon or `both` once, `before` or `after` that side writes `mark`; what is
+    returned is not empty from then on."""
     crashed: list[Mark] = []
 
     def hook(journal: MemoryJournal, written: Mark) -> None:
         if written is mark and not crashed:
             crashed.append(written)
-            crash(world, side)
-            raise Crash
+            for other in ROLES:
+                if victims == "both" or (other == side) is (victims == "the writer"):
+                    crash(world, other)
+            if victims != "the other":
+                raise Crash
 
     setattr(host_of(world, side).journals, when, hook)
     return crashed
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("side", "mark"), [*WRITES, *UNDOING], ids=lambda value: getattr(value, "value", value))
-def test_a_crash_at_a_journal_write(side: str, mark: Mark, when: str) -> None:
-    world = TwoHosts(Clock())
-    crashed = crash_at(world, side, mark, when)
-    vm = world.source.new_vm()
-    task = world.migrate(vm)
+def begin_for(world: TwoHosts, side: str, mark: Mark) -> SimTask:
+    """A migration on which `side` will write `mark`."""
+    task = world.migrate(world.source.new_vm())
     if (side, mark) in UNDOING:
         task.at_step = lambda step: world.clock.callLater(0, task.cancel) and None if step.startswith("3.6") else None
+    if (side, mark) in WITHDRAWING:
+        lost: list[str] = []
+
+        def hook(number: int, sent: str) -> Fate:
+            if sent != "PUT control" or lost:
+                return Fate.DELIVERED
+            lost.append(sent)
+            world.clock.callLater(0.1, task.cancel)
+            return Fate.REQUEST_LOST
+
+        world.wire.fate = hook
+    return task
+
+
+def test_every_journal_write_is_struck() -> None:
+    """Who may write what is in points.py, which a test compares with the journal's marks."""
+    assert sorted((ROLES[side], mark.value) for side, mark in ALL_WRITES) == sorted(
+        (role, mark.value) for role, marks in MARKS.items() for mark in marks
+    )
+
+
+@pytest.mark.parametrize("victims", ["the writer", "the other", "both"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("side", "mark"), ALL_WRITES, ids=lambda value: getattr(value, "value", value))
+def test_a_crash_at_a_journal_write(side: str, mark: Mark, when: str, victims: str) -> None:
+    world = TwoHosts(Clock())
+    crashed = crash_at(world, side, mark, when, victims)
+    task = begin_for(world, side, mark)
     world.run(20, lambda: bool(crashed))
     assert crashed, "that write never came"
-    if mark is Mark.BEGUN and side == "source" and when == "before":
+    if mark is Mark.BEGUN and side == "source" and when == "before" and victims != "the other":
         task.status = "failure"  # nothing was promised and the client's call ended with the daemon
     settle(world, task)
 
@@ -128,20 +164,40 @@ def test_a_crash_around_a_message(side: str, message: str, delay: float) -> None
     settle(world, task)
 
 
-@pytest.mark.parametrize("fate", [fate for fate in Fate if fate is not Fate.DELIVERED], ids=lambda fate: fate.name)
-@pytest.mark.parametrize("message", [*MESSAGES, "GET control"])
-def test_the_fate_of_a_message(message: str, fate: Fate) -> None:
+QUIET = [
+    "HEAD", "PUT metadata", "GET disk/0", "GET disk/1", "HEAD", "PUT memory", "PUT control", "DELETE",
+]  # fmt: skip
+"""The messages of a migration that nothing disturbs."""
+
+
+def test_the_messages_of_a_quiet_migration() -> None:
+    world = TwoHosts(Clock())
+    task = world.migrate(world.source.new_vm())
+    settle(world, task)
+    assert world.wire.messages == QUIET
+
+
+@pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.name)
+@pytest.mark.parametrize("number", range(len(QUIET)), ids=lambda number: f"{number} {QUIET[number]}")
+def test_the_fate_of_each_message(number: int, fate: Fate) -> None:
+    world = TwoHosts(Clock())
+    world.wire.fate = lambda sent, message: fate if sent == number else Fate.DELIVERED
+    settle(world, world.migrate(world.source.new_vm()))
+    assert len(world.wire.messages) > number
+
+
+@pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.name)
+@pytest.mark.parametrize("message", ["GET control"])
+def test_the_fate_of_a_question(message: str, fate: Fate) -> None:
+    """That is asked only when `done` is unanswered."""
     world = TwoHosts(Clock())
     struck: list[str] = []
 
     def hook(number: int, sent: str) -> Fate:
-        if message == "GET control" and sent == "PUT control" and "PUT control" not in struck:
-            struck.append(sent)
-            return Fate.REQUEST_LOST
-        if sent == message and message not in struck:
-            struck.append(sent)
-            return fate
-        return Fate.DELIVERED
+        if sent not in ("PUT control", message) or sent in struck:
+            return Fate.DELIVERED
+        struck.append(sent)
+        return Fate.REQUEST_LOST if sent == "PUT control" else fate
 
     world.wire.fate = hook
     task = world.migrate(world.source.new_vm())

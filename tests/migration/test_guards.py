@@ -29,22 +29,23 @@ Patch = pytest.MonkeyPatch
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     """Everything that the enumeration tries, what is told of the decision first."""
-    messages = ["PUT control", "DELETE", "GET control", "PUT memory", "PUT metadata", "HEAD", "GET disk/0"]
     for side in ("source", "destination"):
         for fate in (Fate.ANSWER_LOST, Fate.REQUEST_LOST):
             yield (
                 f"done: {fate.value}, {side} crashes",
                 partial(enumeration.test_done_is_lost_and_then_a_daemon_crashes, side, fate),
             )
-    for message in messages:
-        for fate in Fate:
-            if fate is not Fate.DELIVERED:
-                yield f"{message}: {fate.value}", partial(enumeration.test_the_fate_of_a_message, message, fate)
-    for side, mark in enumeration.WRITES:
+    for number in reversed(range(len(enumeration.QUIET))):
+        for fate in enumeration.FATES:
+            name = f"{number} {enumeration.QUIET[number]}: {fate.value}"
+            yield name, partial(enumeration.test_the_fate_of_each_message, number, fate)
+    for fate in enumeration.FATES:
+        yield f"GET control: {fate.value}", partial(enumeration.test_the_fate_of_a_question, "GET control", fate)
+    for side, mark in enumeration.ALL_WRITES:
         for when in ("before", "after"):
             yield (
                 f"{side} crashes {when} {mark.value}",
-                partial(enumeration.test_a_crash_at_a_journal_write, side, mark, when),
+                partial(enumeration.test_a_crash_at_a_journal_write, side, mark, when, "the writer"),
             )
     for message in enumeration.MESSAGES:
         for side in ("source", "destination"):

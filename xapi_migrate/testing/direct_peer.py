@@ -37,7 +37,9 @@ class Fate(Enum):
     REQUEST_LOST = "request lost"
     ANSWER_LOST = "answer lost"
     TWICE = "delivered twice"
+    OVERTAKEN = "delivered, and once more beside the next message that arrives"
     LATE = "the request arrives after the sender has stopped waiting"
+    VERY_LATE = "the request arrives after the receiver has heard nothing for longer than a heartbeat may be lost"
 
 
 class Wire:
@@ -49,7 +51,9 @@ class Wire:
         self.fate: Callable[[int, str], Fate] = lambda number, message: Fate.DELIVERED
         self.cut = False
         self.patience = 5.0
-        self.lateness = 8.0
+        self.lateness = {Fate.LATE: 8.0, Fate.VERY_LATE: 15.0}
+        """Seconds, on both sides of the simulation's `heartbeat_lost`."""
+        self._overtaken: list[Callable[[], Awaitable[object]]] = []
 
     async def carry(self, message: str, deliver: Callable[[], Awaitable[T]]) -> T:
         """Deliver a request and bring the answer; PeerSilent when either is lost."""
@@ -57,15 +61,19 @@ class Wire:
         self.messages.append(message)
         fate = Fate.REQUEST_LOST if self.cut else self.fate(number, message)
         await task.deferLater(self.clock, 0.001)
-        if fate is Fate.LATE:
-            self.clock.callLater(self.lateness, lambda: started(_quietly(deliver)))
-        if fate in (Fate.REQUEST_LOST, Fate.LATE):
+        if fate in self.lateness:
+            self.clock.callLater(self.lateness[fate], lambda: started(_quietly(deliver)))
+        if fate is Fate.REQUEST_LOST or fate in self.lateness:
             await task.deferLater(self.clock, self.patience)
             raise PeerSilent(message, "no answer")
         try:
             if fate is Fate.TWICE:
                 started(_quietly(deliver))
-            answer = await started(deliver()).addTimeout(self.patience, self.clock)
+            again, self._overtaken = self._overtaken, [deliver] if fate is Fate.OVERTAKEN else []
+            answering = started(deliver())
+            for earlier in again:
+                started(_quietly(earlier))
+            answer = await answering.addTimeout(self.patience, self.clock)
         except defer.TimeoutError:
             raise PeerSilent(message, "no answer in time") from None
         except PeerSilent:
