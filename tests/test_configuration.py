@@ -11,6 +11,7 @@ import pytest
 
 from xapi_migrate.config import Config, MigrationTimes
 from xapi_migrate.configuration import ConfigError, build, load, merge, setting, show
+from xapi_migrate.sm.timeouts import SMTimeouts, configured
 
 
 def test_defaults() -> None:
@@ -75,6 +76,9 @@ def test_a_relative_state_folder_becomes_absolute() -> None:
         ({"state_dir": "/x", "denied_networks": ["everything"]}, "denied_networks is a list of networks"),
         ({"state_dir": "/x", "times": {"heartbeat_interval": -1}}, "times.heartbeat_interval is a number of seconds"),
         ({"state_dir": "/x", "times": {"poll": "nan"}}, "times.poll is a number of seconds above 0"),
+        ({"state_dir": "/x", "times": {"stall": 0}}, "times.stall is a number of seconds above 0"),
+        ({"state_dir": "/x", "times": {"guard": "inf"}}, "times.guard is a number of seconds above 0"),
+        ({"state_dir": "/x", "times": {"iscsi_silence": 2}}, "times.iscsi_silence is 3 or more, not 2"),
         ({"state_dir": "/x", "member_lost": 0}, "member_lost is a number of seconds above 0"),
         ({"state_dir": "/x", "certificate": "/y"}, "certificate and private_key are set together"),
         ({"state_dir": "/x", "authorities": "/nowhere/ca.pem"}, "authorities names /nowhere/ca.pem, which cannot be"),
@@ -83,6 +87,13 @@ def test_a_relative_state_folder_becomes_absolute() -> None:
 def test_values_that_cannot_be_used(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build(values)
+
+
+def test_storage_is_told_its_times() -> None:
+    assert configured(Config(Path("/x"))) == SMTimeouts()
+    told = configured(build({"state_dir": "/x", "times": {"stall": 2, "guard": 3, "iscsi_silence": 20}}))
+    assert (told.stall, told.guard, told.nop_interval, told.nop_count) == (2.0, 3.0, 7, 3)
+    assert told.stale_writes > told.nop_interval * told.nop_count >= 20
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

@@ -31,6 +31,15 @@ class MigrationTimes:
     final_suspend: float = 60.0
     # How often a sender in doubt asks what was decided, for as long as it takes.
     ask: float = 5.0
+    # A copy that is not idle and has not moved for this long has a dead copier: it is killed and replaced. The guest's
+    # writes wait for it until then.
+    stall: float = 10.0
+    # At the switch-over, while the guest stands still: how long draining its disk, and finishing its copy, may each
+    # take before the copier is killed. Better shorter than heartbeat_lost, which ends the migration.
+    guard: float = 10.0
+    # After this long without an answer (iSCSI NOP) the target gives up the session of a sender's copier: whole seconds,
+    # 3 or more. A new copier starts 3 seconds later at the soonest, so that no write of the old one overtakes its own.
+    iscsi_silence: int = 9
 
 
 @attrs.frozen

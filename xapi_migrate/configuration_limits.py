@@ -8,6 +8,7 @@ from ipaddress import ip_network
 import attrs
 
 from .config import Config
+from .sm.timeouts import NOPS
 
 MOST_PORTS = 65535
 CHOICES = {
@@ -45,6 +46,8 @@ def _check_times(config: Config) -> str:
     for name, value in {"member_interval": config.member_interval, "member_lost": config.member_lost, **times}.items():
         if not (value > 0 and math.isfinite(value)):
             return f"{name} is a number of seconds above 0, not {value}."
+    if config.times.iscsi_silence < NOPS:
+        return f"times.iscsi_silence is {NOPS} or more, not {config.times.iscsi_silence}."
     return ""
 
 

@@ -40,7 +40,7 @@ from .sm.discovery import discover
 from .sm.interfaces import ISR, ISMDriver, SRConfig
 from .sm.repository import open_repository
 from .sm.services import SMServices
-from .sm.timeouts import SMTimeouts
+from .sm.timeouts import configured
 from .store.records import Records
 from .toolstack.bridges import LinuxBridges
 from .toolstack.importing import MetadataImporting
@@ -146,8 +146,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     drivers = await in_thread(discover)
     for broken in drivers.broken:
         log.error("Storage backend {where} cannot be used: {reason}", where=broken.where, reason=broken.reason)
-    timeouts = SMTimeouts(falling_behind=config.times.falling_behind, slow_guests=config.slow_guests)
-    services = SMServices(reactor, state_dir, timeouts, config.iscsi_port)
+    services = SMServices(reactor, state_dir, configured(config), config.iscsi_port)
     daemon.closes(services.let_go)
     await services.recover()
 

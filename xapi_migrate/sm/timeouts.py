@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
+
+from ..config import Config
+
+NOPS = 3
+"""So many questions in a row that an initiator leaves unanswered end its session."""
+_AFTER = 3.0
+"""Seconds for which stale writes are waited for beyond that."""
 
 
 @attrs.frozen
@@ -45,10 +54,20 @@ class SMTimeouts:
     # iSCSI NOP of the target: sessions whose initiator does not answer nop_count times are reaped.
     nop_interval: int = 3
     # See nop_interval.
-    nop_count: int = 3
+    nop_count: int = NOPS
     # How long a copy may get no nearer to its end because the guest writes faster than it copies.
     falling_behind: float = 20.0
     # Then the guest's writes are slowed down more and more, else the copy fails.
     slow_guests: bool = True
     # Bytes per second that one copy may read in its bulk pass, 0: as fast as it goes.
     copy_speed: int = 0
+
+
+def configured(config: Config) -> SMTimeouts:
+    """With what the configuration says of them."""
+    times = config.times
+    interval = math.ceil(times.iscsi_silence / NOPS)
+    return SMTimeouts(
+        falling_behind=times.falling_behind, slow_guests=config.slow_guests, stall=times.stall, guard=times.guard,
+        nop_interval=interval, stale_writes=interval * NOPS + _AFTER,
+    )  # fmt: skip
