@@ -101,7 +101,8 @@ class Config:
     # this it takes them over iSCSI, faster and in clear: for a storage network that is trusted.
     insecure_storage: bool = False
     # Networks that a sender never connects to, whatever URIs a client hands in: link-local and multicast ones, and
-    # those that mean no host. Add what only administrators should reach.
+    # those that mean no host. Add what only administrators should reach; where every receiver is another machine,
+    # loopback too: "127.0.0.0/8" and "::1/128". A list replaces this one, so begin with what is in it.
     denied_networks: tuple[str, ...] = (
         "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fe80::/10", "ff00::/8",
     )  # fmt: skip
