@@ -191,8 +191,11 @@ class Tasks:
             return MigrationNotBegun()
         if "step" not in known or "destination" not in known:
             return InternalError("The daemon ended while this task was under way.")
-        lost = f"this host's daemon ended before it could tell how this ended (last step {known['step']})"
-        return VmMigrateFailed(known.get("applies_to", "").partition(",")[0], self._host(), known["destination"], lost)
+        step, _, text = known["step"].partition(" ")
+        lost = f"this host's daemon ended before it could tell how this ended (last step {step}: {text})"
+        host = self._host()
+        name = self._records.get("host", host)["name_label"] if self._records.has("host", host) else host
+        return VmMigrateFailed(known.get("applies_to", "").partition(",")[0], name, known["destination"], lost)
 
     def _mine(self, record: Record) -> bool:
         """Not another member's."""
