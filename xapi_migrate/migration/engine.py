@@ -14,7 +14,6 @@ from zope.interface import implementer
 
 from ..domains.interfaces import GONE, DomainState
 from ..errors import (
-    DomainError,
     MigrateError,
     OperationNotAllowed,
     UriInvalid,
@@ -29,7 +28,7 @@ from ..store.interfaces import NULL, Record
 from ..together import started
 from ..uris.capability import Capability
 from ..uris.capability import digest as capability_digest
-from . import within_pool
+from . import telling, within_pool
 from .disk_users import other_user
 from .giving_up import GIVEN_UP
 from .host import Host, TaskHandle
@@ -319,11 +318,10 @@ class Engine:
             self._host.clock.callLater(0, self._domain_ended, domain, state)
 
     def _domain_ended(self, domain: str, state: DomainState) -> None:
-        why = f"it is {state.value}: {self._host.domains.why(domain) or 'nobody knows why'}"
         for sending in list(self._outgoing.values()):
             if sending.migration.domain == domain:
-                sending.domain_ended(DomainError(domain, self._host.name, "be sent", why))
+                sending.domain_ended(telling.ended(self._host, domain, state, "be sent"))
         for receiving in list(self._incoming.values()):
             plan = receiving.migration.plan
             if plan is not None and plan.domain == domain:
-                receiving.domain_ended(DomainError(domain, self._host.name, "be received", why))
+                receiving.domain_ended(telling.ended(self._host, domain, state, "be received"))

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..domains.interfaces import GONE, DomainState
 from ..errors import MigrateError, OfferTaken, OperationNotAllowed, TaskCancelled
 from ..moment import Moment
 from ..together import started, together
@@ -148,7 +149,7 @@ class Sending:
 
     def release(self) -> None:
         self._stop_watching()
-        self._do(phase4_memory.release(self.migration), self._machine.released)
+        self._do(self._release(), self._machine.released)
 
     def write_done(self) -> None:
         self._pulse.stop()
@@ -243,6 +244,16 @@ class Sending:
         await patiently(self.migration, self.migration.peer.head)
         await self.migration.journal.record(Mark.MEMORY)
         await phase4_memory.send_memory(self.migration)
+
+    async def _release(self) -> None:
+        host, domain = self.migration.host, self.migration.domain
+        try:
+            await phase4_memory.release(self.migration)
+        except MigrateError:
+            state = await host.domains.state(domain) if domain else DomainState.RUNNING
+            if state in GONE:  # why it ended says more than that its stream broke off
+                raise telling.ended(host, domain, state, "be sent") from None
+            raise
 
     async def _prepare(self) -> None:
         try:

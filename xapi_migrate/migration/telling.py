@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..errors import MigrateError, MigrationAborted, RemoteError, VmMigrateFailed
+from ..domains.interfaces import DomainState
+from ..errors import DomainError, MigrateError, MigrationAborted, RemoteError, VmMigrateFailed
 from ..steps import Step
+from .host import Host
 from .outgoing import Outgoing
 
 _ENDS_WITH_A_SENTENCE = ("CANNOT_CONTACT_HOST", "OPERATION_NOT_ALLOWED", "SR_BACKEND_FAILURE", "VM_MIGRATE_FAILED")
@@ -26,3 +28,10 @@ def failure(migration: Outgoing, text: str, cause: MigrateError | None = None) -
     host = migration.peer.destination if isinstance(cause, RemoteError) else f"host {migration.host.name}"
     said = f" (said by {host}){where}"
     return RemoteError([*description, sentence + said], f"{cause}{said}")
+
+
+def ended(host: Host, domain: str, state: DomainState, action: str) -> DomainError:
+    """The end of a domain that ended by itself."""
+    return DomainError(
+        domain, host.name, action, f"it is {state.value}: {host.domains.why(domain) or 'nobody knows why'}"
+    )
