@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -128,25 +130,31 @@ def test_a_map_that_is_none(run: Run, servers: list[str], text: str) -> None:
 
 
 def interrupted(servers: list[str], environment: dict[str, str], calls: list[str], count: int) -> Any:
-    """Begin a migration that does not end, send SIGINT `count` times; the process, ended."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "xapi_migrate.cli", "vm-migrate", "web", *servers], env=environment, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # a suite that runs in the background of a shell has it ignored, and a child inherits that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        for number in range(count):
-            awaited = ("T Async.VM.migrate", "T task.cancel")[number]
-            deadline = time.monotonic() + 30
-            while awaited not in calls and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, out, err
+    """Begin a migration that does not end, send SIGINT `count` times, each when what the one before leads to has been
+    done; the process, ended."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "xapi_migrate.cli", "vm-migrate", "web", *servers], env=environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
+            # a suite that runs in the background of a shell has it ignored, and a child inherits that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+        def err() -> str:
+            return os.pread(said.fileno(), 1 << 20, 0).decode()
+
+        ready = (lambda: "T Async.VM.migrate" in calls, lambda: "cannot be cancelled now" in err())
+        try:
+            for number in range(count):
+                deadline = time.monotonic() + 30
+                while not ready[number]() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+        return process.returncode, out, err()
 
 
 def test_an_interrupt_cancels(
