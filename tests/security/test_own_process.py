@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import resource
 import select
+import shutil
 import socket
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -36,7 +38,7 @@ def test_a_folder_that_everybody_may_write_into_is_refused(tmp_path: Path) -> No
 @pytest.mark.system
 def test_a_daemon_is_private_has_its_descriptors_and_lets_few_strangers_in(short_tmp: Path) -> None:
     host = LabHost("one", short_tmp / "state", "secret")
-    local = short_tmp / "run" / "xapi"
+    local = Path("/tmp") / f"x{uuid4().hex[:8]}" / "xapi"  # the library cannot name a path with an underscore
     host.configure({"api_socket": str(local), "connections_of_address": OF_ADDRESS})
     host.state_dir.chmod(0o755)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -75,6 +77,7 @@ def test_a_daemon_is_private_has_its_descriptors_and_lets_few_strangers_in(short
         for one in strangers:
             one.close()
         host.end()
+        shutil.rmtree(local.parent, ignore_errors=True)
 
 
 def _has_ended(one: socket.socket) -> bool:
