@@ -6,6 +6,7 @@ is none, 405 another method than POST, 413 a body that is too long.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from twisted.internet import defer
@@ -34,7 +35,7 @@ _FOR_BROWSERS = (
 """A page of another origin asks by OPTIONS before it sends JSON."""
 
 
-class _Calls(Resource):
+class _Calls(Resource, ABC):
     """A leaf that takes calls; what follows in the path does not matter, there is nothing below."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -68,8 +69,9 @@ class _Calls(Resource):
         work.addCallback(write)
         return server.NOT_DONE_YET
 
+    @abstractmethod
     async def _answer(self, request: Any, body: bytes) -> bytes:
-        raise NotImplementedError
+        """The answer to a whole body. Malformed."""
 
     async def _run(self, request: Any, method: str, params: list[Any]) -> Any:
         if getattr(request.channel.site, "trusted", False):
