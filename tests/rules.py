@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -101,6 +102,16 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     if left:
         pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def small_disk(short_tmp: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(short_tmp)], check=True)
+    try:
+        yield short_tmp
+    finally:
+        subprocess.run(["umount", str(short_tmp)], check=True)
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet import defer
 
+from tests.small_disk import fill
 from xapi_migrate.migration.journal import LONGEST_REASON, FileJournals, JournalFailed, Mark, data_of, marked
 from xapi_migrate.migration.metadata_import import MOST_DISKS
-
-
-@pytest.fixture
-def small_disk(short_tmp: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(short_tmp)], check=True)
-    try:
-        yield short_tmp
-    finally:
-        subprocess.run(["umount", str(short_tmp)], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Until not one byte more can be written."""
-    with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 @pytest_twisted.ensureDeferred

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from twisted.internet import defer
 from twisted.internet.task import Clock
 
+from tests.small_disk import fill
 from xapi_migrate.sm import copy_account as copying
 from xapi_migrate.sm.behind import Behind
 from xapi_migrate.sm.copy import Copy
@@ -20,25 +18,8 @@ from xapi_migrate.sm.timeouts import SMTimeouts
 from xapi_migrate.sm.with_room import RESERVED
 
 
-@pytest.fixture
-def small_disk(short_tmp: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(short_tmp)], check=True)
-    try:
-        yield short_tmp
-    finally:
-        subprocess.run(["umount", str(short_tmp)], check=True)
-
-
 def kept(active: bool, path: str = "/image") -> Kept:
     return Kept(DatapathOf("sr", "vdi", path, "raw", 1 << 20, False), {DOMAIN: active}, closed=not active)
-
-
-def fill(folder: Path) -> None:
-    """Until not one byte more can be written."""
-    with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 def test_a_full_disk_does_not_keep_a_disk_from_its_guest(small_disk: Path) -> None:
