@@ -112,7 +112,8 @@ def run(suite: Suite, arguments: list[str], *, again: bool = False) -> Result:
         end_run(process)
         raise
     finally:
-        failures = _failures(cache)
+        failures = tuple(_noted(cache, "cache/lastfailed"))
+        left_behind = _noted(cache, "rules/left")
         left = end_leftovers(folder)
         shutil.rmtree(folder, ignore_errors=True)
     if left and not problem:
@@ -122,14 +123,14 @@ def run(suite: Suite, arguments: list[str], *, again: bool = False) -> Result:
     if not report.exists() and not problem:
         problem = f"suite {suite.name}: pytest ended with status {status} and wrote no report"
     elif status not in (0, NO_TESTS) and not failed and not problem:
-        problem = f"suite {suite.name}: pytest ended with status {status}"
+        problem = f"suite {suite.name}: " + ("; ".join(left_behind) or f"pytest ended with status {status}")
     return Result(suite, passed, failed, seconds, problem, failures)
 
 
-def _failures(cache: Path) -> tuple[str, ...]:
-    """What pytest noted as failed last, by its node id."""
-    noted = cache / "v" / "cache" / "lastfailed"
-    return tuple(json.loads(noted.read_text())) if noted.exists() else ()
+def _noted(cache: Path, name: str) -> list[str]:
+    """What a run noted in pytest's cache: node ids (cache/lastfailed), what it left behind (rules/left)."""
+    noted = cache / "v" / name
+    return list(json.loads(noted.read_text())) if noted.exists() else []
 
 
 def _counts(report: Path) -> tuple[int, int]:

@@ -33,11 +33,21 @@ def processes(folder: Path) -> dict[int, str]:
     return found
 
 
+def _of_process(pid: int, argv: str) -> str:
+    return f"process {pid}: {argv}"
+
+
+def standing(folder: Path) -> list[str]:
+    """One sentence for each of those processes and mounts."""
+    running = [_of_process(pid, argv) for pid, argv in processes(folder).items()]
+    return running + [f"mount {point}" for point in mounts(folder)]
+
+
 def end_leftovers(folder: Path) -> list[str]:
-    """Kill those processes, undo those mounts; one sentence for each."""
+    """Kill those processes, undo those mounts; the same sentences."""
     said = []
     for pid, argv in processes(folder).items():
-        said.append(f"process {pid}: {argv}")
+        said.append(_of_process(pid, argv))
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

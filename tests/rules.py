@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from twisted.internet import defer
 from twisted.logger import LogEvent, globalLogPublisher
 
-from tests.leftovers import end_leftovers
+from tests.leftovers import end_leftovers, standing
 
 # The same examples in each run, for a failure must come back when it is looked for; none fails for being slow.
 settings.register_profile("rules", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,6 +32,8 @@ LIMIT = 120.0
 """Seconds that an asynchronous test may take unless it carries @pytest.mark.limit(seconds)."""
 
 _dropped: list[str] = []
+_first_seen: dict[str, str] = {}
+"""What stands below the session's folder after a test -> that test."""
 
 
 def _note_dropped(event: LogEvent) -> None:
@@ -114,16 +116,30 @@ def small_disk(short_tmp: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(short_tmp)], check=True)
 
 
+def _base(config: pytest.Config) -> Path | None:
+    """The folder of all temporary folders of this session, if there is one yet."""
+    return getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Note what a test with real processes left to the session: a lab that others share, or a leak."""
+    base = _base(item.config)
+    if base is not None and item.get_closest_marker("system"):
+        for sentence in standing(base):
+            _first_seen.setdefault(sentence, item.nodeid)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The same for everything below pytest's own temporary folder."""
-    factory = getattr(session.config, "_tmp_path_factory", None)
-    base = getattr(factory, "_basetemp", None)
-    if base is None:
-        return
-    left = end_leftovers(base)
-    if left:
+    """Nothing may stand below pytest's own temporary folder; `rules/left` of the cache says what did."""
+    base = _base(session.config)
+    left = end_leftovers(base) if base is not None else []
+    said = [f"{sentence} (first seen after {_first_seen.get(sentence, 'the last test')})" for sentence in left]
+    if session.config.cache is not None:
+        session.config.cache.set("rules/left", said)
+    if said:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
-            reporter.write_line("left behind by this session: " + "; ".join(left), red=True)
+            reporter.write_line("left behind by this session: " + "; ".join(said), red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

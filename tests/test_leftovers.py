@@ -104,6 +104,18 @@ def test_a_process_left_in_tmp_path_fails_the_session(short_tmp: Path) -> None:
     assert "left behind by this session: process" in done.stdout
 
 
+def test_who_left_it_is_named(short_tmp: Path) -> None:
+    done = run(
+        short_tmp,
+        "import pytest, subprocess\npytestmark = pytest.mark.system\n"
+        "def test_is_tidy(tmp_path):\n    pass\n"
+        "def test_leaves(tmp_path):\n    subprocess.Popen(['sleep', '60'], cwd=tmp_path)\n"
+        "def test_is_tidy_too(tmp_path):\n    pass\n",
+    )
+    assert done.returncode == 1, done.stdout
+    assert "sleep 60  (first seen after test_inner.py::test_leaves)" in done.stdout
+
+
 def test_a_thread_left_running_fails_the_session_and_does_not_hold_it_up(short_tmp: Path) -> None:
     done = run(
         short_tmp,

@@ -86,6 +86,15 @@ def test_a_process_left_behind_is_a_problem(runner: ModuleType, tmp_path: Path) 
     assert "suite inner left behind: process" in problem
 
 
+def test_what_tests_left_to_their_session_is_a_problem(runner: ModuleType, tmp_path: Path) -> None:
+    test = "import subprocess\ndef test_a(tmp_path):\n    subprocess.Popen(['sleep', '60'], cwd=tmp_path)\n"
+    (tmp_path / "test_inner.py").write_text(test)
+    result = runner.run(runner.Suite("inner", "not system", 60), ["-p", "tests.rules", str(tmp_path)])
+    assert result.passed == 1
+    assert "suite inner: process" in result.problem
+    assert "sleep 60" in result.problem
+
+
 def test_pytest_that_dies_is_a_problem(runner: ModuleType, tmp_path: Path) -> None:
     passed, _, problem = result_of(runner, tmp_path, "import os\ndef test_a():\n    os._exit(0)\n")
     assert passed == 0
