@@ -52,8 +52,11 @@ class World:
     srs: dict[str, FakeSR] = attrs.Factory(dict)
     kind: type[FakeSR] = FakeSR
     free_memory: int = 1 << 40
+    made: Callable[[str], object] = lambda uuid: None
+    """Called with the uuid of each SR that is opened."""
 
     def make_sr(self, config: SRConfig, driver: Any) -> Any:
+        self.made(config.uuid)
         driver.open_sr(config)
         if config.uuid not in self.srs:
             storage = self.disks.setdefault(config.uuid, FakeStorage(uuid=config.uuid))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import CancelledError, DeferredLock
 from twisted.logger import Logger
 
 from xapi_migrate.errors import HandleInvalid, InvalidValue, MigrateError, OperationNotAllowed, SrNotAttached, VdiInUse
@@ -14,6 +14,7 @@ from xapi_migrate.sm.discovery import Drivers
 from xapi_migrate.sm.interfaces import ISR, ISMDriver, SRConfig, VDIInfo
 from xapi_migrate.store.interfaces import NULL, Record
 from xapi_migrate.store.records import Records
+from xapi_migrate.toolstack.late_srs import LateSRs
 
 MakeSR = Callable[[SRConfig, ISMDriver], ISR]
 _SECTOR = 512
@@ -24,24 +25,31 @@ class Storage:
 
     log = Logger()
 
-    def __init__(self, records: Records, drivers: Drivers, make: MakeSR, host: str) -> None:
+    def __init__(self, records: Records, drivers: Drivers, make: MakeSR, host: str, clock: Any) -> None:
         self._records = records
         self._drivers = drivers
         self._make = make
         self._host = host
         self._attached: dict[str, ISR] = {}
         self._locks: dict[str, DeferredLock] = {}
+        self._late = LateSRs(records, clock, self.plug)
         self.plugged: Callable[[], None] = lambda: None
         """Called when an SR has been attached."""
 
     async def open(self) -> None:
-        """Attach every SR that has a PBD on this host. One that cannot be attached is logged and left unplugged."""
+        """Attach every SR that has a PBD on this host. One that cannot be attached is logged and tried again later."""
         for pbd in self._records.find("PBD", host=self._host):
             self._records.update("PBD", pbd, currently_attached=False)
             try:
                 await self.plug(pbd)
-            except Exception:
-                self.log.failure("SR {sr} could not be attached", sr=self._records.get("PBD", pbd)["SR"])
+            except CancelledError:
+                raise
+            except Exception as why:
+                self._late.keep(pbd, why)
+
+    def stop(self) -> None:
+        """The daemon ends; SRs stay attached."""
+        self._late.stop()
 
     # -- finding ------------------------------------------------------------------------------
 
@@ -102,19 +110,21 @@ class Storage:
         record = self._records.get("PBD", pbd)
         if record["currently_attached"]:
             raise OperationNotAllowed(f"The PBD {pbd} is plugged: unplug it first.")
+        self._late.leave(pbd)
         self._records.destroy("PBD", pbd)
 
     async def plug(self, pbd: str) -> None:
         """PBD.plug: attach the SR here."""
         record = self._records.get("PBD", pbd)
         sr: str = record["SR"]
-        if sr not in self._attached:
-            known = self._records.get("SR", sr)
-            config = SRConfig(known["uuid"], known["type"], dict(record["device_config"]))
-            repository = self._make(config, self._drivers.get(known["type"]))
-            await repository.attach()
-            self._attached[sr] = repository
-        self._records.update("PBD", pbd, currently_attached=True)
+        async with self._lock(sr):
+            if sr not in self._attached:
+                known = self._records.get("SR", sr)
+                config = SRConfig(known["uuid"], known["type"], dict(record["device_config"]))
+                repository = self._make(config, self._drivers.get(known["type"]))
+                await repository.attach()
+                self._attached[sr] = repository
+            self._records.update("PBD", pbd, currently_attached=True)
         self.plugged()
         await self.update_sr(sr)
 
@@ -122,6 +132,7 @@ class Storage:
         """PBD.unplug: detach the SR here. VdiInUse."""
         sr = self._records.get("PBD", pbd)["SR"]
         self._check_idle(sr)
+        self._late.leave(pbd)
         if sr in self._attached:
             await self._attached[sr].detach()
             del self._attached[sr]

@@ -74,6 +74,7 @@ class Toolstack:
 
     async def close(self) -> None:
         """Let go; SRs stay attached, domains go on."""
+        self.storage.stop()
         self.unsettled.stop()
         await self.machines.close()
         self.operations.stop()
@@ -127,7 +128,7 @@ def make_toolstack(
 ) -> Toolstack:
     """`host` is this host's ref (prepare_host). Its calls are registered with the server."""
     records = server.records
-    storage = Storage(records, drivers, make_sr, host)
+    storage = Storage(records, drivers, make_sr, host, clock)
     operations = Operations(records)
     networks = Networks(records, bridges, without_bridge)
     machines = Machines(records, storage, domains, operations, networks, host, state_dir, claims)
