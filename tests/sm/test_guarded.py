@@ -13,6 +13,7 @@ import pytest
 import pytest_twisted
 from sm_file.driver import FileDriver
 from twisted.internet import defer, reactor, task
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -169,16 +170,46 @@ def test_a_new_vdi_of_another_size_is_none(info: Any) -> None:
         _result(answered(info).vdi_create(VDI, MIB))
 
 
+@pytest.mark.parametrize(
+    "name", ["", "a", "../../x", "/etc/passwd", VDI.upper(), f"{VDI}\n", f" {VDI}", f"{VDI}/..", VDI.replace("-", ""),
+             VDI[:-1], "-" * 36, "\0", VDI[:-1] + "\u0663"],
+)  # fmt: skip
+def test_a_scan_takes_over_nothing_whose_name_is_no_uuid(name: str) -> None:
+    """It would be the name of a folder here, and of a LUN."""
+    good, seen = VDIInfo(VDI, MIB), list[str]()
+
+    def note(event: LogEvent) -> None:
+        seen.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(note)
+    try:
+        assert _result(answered([VDIInfo(name, MIB), good]).scan()) == [good]
+    finally:
+        globalLogPublisher.removeObserver(note)
+    [told] = seen
+    assert told.startswith("the scan of SR sr by Answering shows what cannot be") and repr(name) in told
+    with pytest.raises(SrBackendFailure):
+        _result(answered(VDIInfo(name, MIB)).vdi_create(name, MIB))
+
+
 def test_a_scan_leaves_out_what_cannot_be() -> None:
     good = VDIInfo(VDI, MIB)
-    strange = [good, None, VDIInfo("b", -512), VDIInfo("c", 5), VDIInfo(VDI, 2 * MIB), VDIInfo(None, 512)]  # type: ignore[arg-type]
+    none = [VDIInfo(str(uuid.uuid4()), size) for size in (-512, 5, 0)]
+    strange = [good, None, *none, VDIInfo(VDI, 2 * MIB), VDIInfo(None, 512)]  # type: ignore[arg-type]
     assert _result(answered(strange).scan()) == [good]
     with pytest.raises(SrBackendFailure):
         _result(answered("rubbish").scan())
 
 
 @pytest.mark.parametrize(
-    "at", [None, "/a", ImageLocation(Path("a"), ImageFormat.RAW), ImageLocation(Path("/a"), "raw")]
+    "at",
+    [
+        None,
+        "/a",
+        ImageLocation(Path("a"), ImageFormat.RAW),
+        ImageLocation(Path("/a"), "raw"),
+        ImageLocation(Path("/a\0"), ImageFormat.RAW),
+    ],
 )  # type: ignore[arg-type]
 def test_a_location_that_is_none(at: Any) -> None:
     with pytest.raises(SrBackendFailure):

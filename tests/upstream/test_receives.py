@@ -17,9 +17,11 @@ from tests.upstream.receiver import MAC_SEED, World, crash_at, session_of, world
 from tests.upstream.simulated.records import Failure
 from tests.upstream.toolstacks import toolstack
 from tests.xenapi.two_servers import PASSWORD, USER
+from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.memory_journals import Crash
 from xapi_migrate.upstream.lease import BLOCKED
+from xapi_migrate.upstream.reading import record_of
 
 
 @pytest_twisted.ensureDeferred
@@ -131,6 +133,37 @@ async def test_the_upstream_dies_around_a_call(kind: str, tmp_path: Path, call: 
         await w.settled(here)
         await w.nothing_here(here)
         w.at_one()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_vdi_whose_name_is_no_uuid_is_not_taken(tmp_path: Path) -> None:
+    """It would be the name of a folder here."""
+    async with world(tmp_path) as w, beside(w.upstream.toolstack, w.kept) as here:
+        uris = await w.offer(here)
+
+        def rename() -> None:
+            for vdi in w.upstream.records("VDI"):
+                w.upstream.toolstack.records.update("VDI", vdi, uuid="../../elsewhere")
+
+        w.at(here, "VDI.create", 1, rename, after=True)
+        task = await w.migrate(uris)
+        assert await w.over(task) == "failure"
+        assert "record of the VDI" in str(w.task(task)["error_info"])
+        w.stayed()
+        await w.settled(here)
+        await w.nothing_here(here)
+
+
+@pytest.mark.parametrize("cls", ["VM", "VDI"])
+@pytest.mark.parametrize("uuid", ["../../elsewhere", "", None, 5])
+@pytest_twisted.ensureDeferred
+async def test_a_vm_whose_name_is_no_uuid_is_not_read(cls: str, uuid: Any) -> None:
+    class Upstream:
+        async def call(self, method: str, *params: Any) -> Any:
+            return {"uuid": uuid}
+
+    with pytest.raises(OperationNotAllowed, match=f"record of the {cls} OpaqueRef:1 cannot be used"):
+        await record_of(Upstream(), "session", cls, "OpaqueRef:1")  # type: ignore[arg-type]
 
 
 @pytest_twisted.ensureDeferred

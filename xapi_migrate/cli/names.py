@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import XenAPI
 
+from ..uuids import UUID
 from .failures import Refused
 
 NULL = "OpaqueRef:NULL"
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CLASSES = ("VM", "VDI", "SR", "host", "network")
 
 
@@ -58,7 +57,7 @@ def readable(sessions: Iterable[Any], ref: str) -> str:
 
 def _one(session: Any, cls: str, name: str, command: str) -> str:
     api = getattr(session.xenapi, cls)
-    if _UUID.fullmatch(name):
+    if UUID.fullmatch(name):
         with contextlib.suppress(XenAPI.Failure):
             ref: str = api.get_by_uuid(name)
             return ref

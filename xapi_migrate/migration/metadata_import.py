@@ -13,9 +13,9 @@ import attrs
 
 from ..errors import ImportError_
 from ..mac import MAC
+from ..uuids import UUID
 from .metadata_xml import read_value
 
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 REF = re.compile(r"OpaqueRef:[0-9A-Za-z-]{1,64}")
 PROOF = re.compile(r"[0-9a-f]{64}")
 HARDWARE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -33,6 +33,7 @@ from xapi_migrate.sm.interfaces import (
 )
 from xapi_migrate.sm.optional import ICopyTask
 from xapi_migrate.together import started
+from xapi_migrate.uuids import UUID
 
 _T = TypeVar("_T")
 SECTOR = 512
@@ -92,7 +93,10 @@ class GuardedBackend:
             if _possible(info) and info.uuid not in known:
                 known[info.uuid] = info
             else:
-                self.log.warn("the scan of SR {sr} shows what cannot be: {info}", sr=self._sr, info=_shown(info))
+                self.log.warn(
+                    "the scan of SR {sr} by {backend} shows what cannot be, and is left out: {info}",
+                    sr=self._sr, backend=type(self._backend).__name__, info=_shown(info),
+                )  # fmt: skip
         return list(known.values())
 
     async def vdi_create(self, uuid: str, virtual_size: int) -> VDIInfo:
@@ -281,7 +285,7 @@ def _placed(found: ImageLocation | ImageNode) -> bool:
     if not isinstance(found.format, ImageFormat) or not _numbers(found.size):
         return False
     if isinstance(found, ImageLocation):
-        return isinstance(found.path, Path) and found.path.is_absolute()
+        return isinstance(found.path, Path) and found.path.is_absolute() and "\0" not in str(found.path)
     return isinstance(found.options, Mapping) and isinstance(found.secrets, Mapping)
 
 
@@ -293,6 +297,7 @@ def _possible(info: object) -> bool:
     return (
         isinstance(info, VDIInfo)
         and isinstance(info.uuid, str)
+        and bool(UUID.fullmatch(info.uuid))
         and _numbers(info.virtual_size, info.used)
         and info.virtual_size > 0
         and info.virtual_size % SECTOR == 0

@@ -17,7 +17,7 @@ from .arrival import ARRIVED, GIVEN_UP, IMPORTING, Arrival, Arrivals
 from .client import UpstreamClient
 from .images import can_resume, image_form
 from .metadata import archive_of, begin_import, import_metadata
-from .reading import MARK, sr_here
+from .reading import MARK, record_of, sr_here
 from .refusals import SessionOver, UpstreamRefuses, UpstreamSilent
 from .shadow import Shadows
 
@@ -95,7 +95,8 @@ class UpstreamKeeper:
                 "xenstore_data": {}, "sm_config": {}, "tags": [],
             }  # fmt: skip
             disk.vdi = str(await self._call("VDI.create", arrival.session, fields, seconds=CREATE_SECONDS))
-            disk.vdi_uuid = str(await self._call("VDI.get_uuid", arrival.session, disk.vdi))
+            made = await _heard("VDI.get_record", record_of(self._client, arrival.session, "VDI", disk.vdi))
+            disk.vdi_uuid = made["uuid"]
             migration.story.note(f"VDI {disk.vdi_uuid} for disk {disk.number} was made by the toolstack")
 
     async def rehearse(self, migration: Incoming) -> None:

@@ -10,6 +10,7 @@ import attrs
 from ..errors import OperationNotAllowed, OtherOperationInProgress, SrNotAttached, VmBadPowerState
 from ..refusals import OperationBlocked, VmHasNoSuspendVdi, VmIsSnapshot, VmIsTemplate
 from ..store.interfaces import NULL
+from ..uuids import UUID
 from .client import UpstreamClient
 from .images import image_form
 
@@ -21,6 +22,8 @@ PLUG = "xapi_migrate"
 MARK = "xapi_migrate_arrival"
 """The key of other_config with the migration's id, of what is received; see arrival.py."""
 _OPERATION = "migrate_send"
+_NAMES_FILES = ("VM", "VDI")
+"""Of objects of these classes the uuid is a name of files and folders here."""
 Raw = dict[str, Any]
 
 
@@ -43,9 +46,13 @@ class Seen:
 async def record_of(client: UpstreamClient, session: str, cls: str, ref: Any) -> Raw:
     """OperationNotAllowed for an answer that is no record."""
     record = await client.call(f"{cls}.get_record", session, ref)
-    if not isinstance(record, dict) or not isinstance(record.get("uuid"), str):
+    if not isinstance(record, dict) or not _is_named(cls, record.get("uuid")):
         raise OperationNotAllowed(f"The toolstack's record of the {cls} {ref!s:.60} cannot be used.")
     return record
+
+
+def _is_named(cls: str, uuid: object) -> bool:
+    return isinstance(uuid, str) and (cls not in _NAMES_FILES or bool(UUID.fullmatch(uuid)))
 
 
 async def read_vm(client: UpstreamClient, session: str, vm: str) -> Seen:
