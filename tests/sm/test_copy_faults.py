@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import uuid
@@ -24,7 +25,10 @@ from tests.sm.two_hosts import (
     until,
 )  # fmt: skip
 from xapi_migrate.errors import CopyFailed, HandleInvalid
+from xapi_migrate.sm import copy as copying
+from xapi_migrate.sm import sr_copying
 from xapi_migrate.sm.copier import Copier
+from xapi_migrate.sm.copy_account import Kept, keep_copy
 from xapi_migrate.sm.interfaces import CopyState, SameDiskProof, TargetUrl
 from xapi_migrate.together import started
 
@@ -56,6 +60,39 @@ async def test_killed_copier_is_replaced_and_the_same_job_goes_on(tmp_path: Path
             assert guest.failed == 0
         await theirs.sr.vdi_close_url(fresh, "migration-1")
         await ours.services.copies.tidied(vdi)
+        assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
+
+
+@pytest.mark.parametrize("full", ["while it begins", "when it has begun", "when the LUN is asked"])
+@pytest_twisted.ensureDeferred
+async def test_a_copy_while_nothing_can_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """It has failed before it has begun, and says why; one that has begun goes on."""
+    async with two_hosts(tmp_path) as (ours, theirs):
+        vdi = await make_disk(ours, 4 * MIB, filled=MIB)
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def write(folder: Path, kept: Kept) -> None:
+            (keep_copy if full == "when it has begun" and not kept.begun else refuse)(folder, kept)
+
+        monkeypatch.setattr(copying, "keep_copy", write)
+        if full == "when the LUN is asked":
+            monkeypatch.setattr(sr_copying, "read_identity", refuse)
+        fresh, _ = await begin_copy(ours, theirs, vdi, 4 * MIB)
+        if full != "when it has begun":
+            failed = await ours.sr.copy_state("copy-1")
+            assert failed.state is CopyState.FAILED and "No space left on device" in failed.error
+            await ours.services.copies.tidied(vdi)
+            assert ours.services.alive().nothing
+            return
+        await until(ours, "copy-1", CopyState.READY)
+        await ours.sr.copy_replace("copy-1", await theirs.sr.vdi_get_url(fresh, "migration-1", "127.0.0.1"))
+        await ours.sr.copy_finish("copy-1")
+        assert (await ours.sr.copy_state("copy-1")).state is CopyState.FINISHED
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
         assert await compare(image(ours, vdi), image(theirs, fresh)) == ""
 
 

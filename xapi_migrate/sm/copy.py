@@ -86,8 +86,8 @@ class Copy:
         begin is FAILED."""
         self._url, self._datapath = url, datapath
         self._slowdown = Slowdown(datapath, self._timeouts)
-        self.save()
         try:
+            self.save()
             await self._slowdown.begin()
             await self._begin_mirror(datapath, url)
         except (MigrateError, *_TROUBLE) as failure:
@@ -99,7 +99,7 @@ class Copy:
             await self._conclude(CANCELLED)
             raise
         self._begun = True
-        self.save()
+        self._save_if_possible()  # a restarted daemon looks for the job too
         self._follow()
 
     async def _begin_mirror(self, datapath: Datapath, url: TargetUrl) -> None:
@@ -144,7 +144,7 @@ class Copy:
     def end_at_once(self, status: CopyStatus) -> None:
         """Nothing is to be done: the same disk, or not possible."""
         self.status = status
-        self.save()
+        self._save_if_possible()
         self._tell_ended()
 
     # -- ending
@@ -210,7 +210,7 @@ class Copy:
         if self.over or self._given_up:
             raise CopyFailed(self.of.vdi, self.status.error or "it has ended")
         self._url = url
-        self.save()
+        self._save_if_possible()
         await self._replace_copier()
 
     # -- following the job
@@ -372,10 +372,7 @@ class Copy:
         total = self.status.total
         self.status = CopyStatus(state, self.status.copied if error else total, total, error=error)
         self._url = None
-        try:
-            self.save()
-        except OSError as failure:  # who waits for the end is not to wait for room; a restarted daemon finds no job
-            self.log.warn("copy {ref}: its end cannot be written down: {why}", ref=self.of.ref, why=failure)
+        self._save_if_possible()  # who waits for the end is not to wait for room; a restarted daemon finds no job
         self._tell_ended()
 
     def _tell_ended(self) -> None:
@@ -414,8 +411,18 @@ class Copy:
             self._following.cancel()
         self.copier.let_go()
 
+    def _save_if_possible(self) -> None:
+        """Where a full disk is to end nothing that is well without it."""
+        try:
+            self.save()
+        except OSError as failure:
+            state = self.status.state.value
+            self.log.warn(
+                "copy {ref} ({state}) cannot be written down: {why}", ref=self.of.ref, state=state, why=failure
+            )
+
     def save(self) -> None:
-        """For `read_copy`."""
+        """For `read_copy`. OSError."""
         keep_copy(self.folder, Kept(self.of, None if self.over else self._url, self.status, self._begun))
 
 

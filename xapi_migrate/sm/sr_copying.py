@@ -58,7 +58,7 @@ class CopiesImages(SRImages):
                 copy.end_at_once(status)
             else:
                 await self._begin(copy, url)
-        except MigrateError as failure:
+        except (MigrateError, OSError) as failure:
             if not copy.over:
                 copy.end_at_once(CopyStatus(CopyState.FAILED, error=reason(failure)))
         except BaseException:
