@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ def test_a_relative_state_folder_becomes_absolute() -> None:
         ({"state_dir": "/x", "times": {"poll": "soon"}}, "times.poll is a number, not 'soon'"),
         ({"state_dir": "/x", "iscsi_port": "iscsi"}, "iscsi_port is a whole number"),
         ({"state_dir": "/x", "iscsi_port": True}, "iscsi_port is a whole number"),
+        ({"state_dir": "/x", "sends_at_once": 4.5}, "sends_at_once is a whole number, not 4.5"),
+        ({"state_dir": "/x", "sends_at_once": "4.5"}, "sends_at_once is a whole number, not '4.5'"),
+        ({"state_dir": "/x", "sends_at_once": math.inf}, "sends_at_once is a whole number, not inf"),
+        ({"state_dir": "/x", "times": {"iscsi_silence": 9.5}}, "times.iscsi_silence is a whole number, not 9.5"),
         ({"state_dir": "/x", "insecure_storage": "perhaps"}, "insecure_storage is true or false"),
         ({"state_dir": "/x", "listen": [1]}, "listen is a list of texts"),
         ({"state_dir": "/x", "listen": 1}, "listen is a list of texts"),

@@ -99,7 +99,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         if kind is bool:
             return _bool(value)
         if kind in (int, float):
-            if isinstance(value, bool):
+            if isinstance(value, bool) or kind is int and isinstance(value, float) and not value.is_integer():
                 raise ValueError
             return kind(value)
         if kind is Path:
