@@ -136,8 +136,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     base = _base(session.config)
     left = end_leftovers(base) if base is not None else []
     said = [f"{sentence} (first seen after {_first_seen.get(sentence, 'the last test')})" for sentence in left]
-    if session.config.cache is not None:
-        session.config.cache.set("rules/left", said)
+    cache = getattr(session.config, "cache", None)  # there is none with -p no:cacheprovider
+    if cache is not None:
+        cache.set("rules/left", said)
     if said:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:

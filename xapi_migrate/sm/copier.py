@@ -44,6 +44,8 @@ class Copier:
         self.folder = folder
         self._daemon: StorageDaemon | None = None
         self._refuser: StorageDaemon | None = None
+        self.left = False
+        """Let go of: its processes, and the records by which they are found, are the next daemon's."""
 
     @property
     def socket(self) -> Path:
@@ -134,6 +136,8 @@ class Copier:
 
     async def kill(self) -> None:
         """End it at once; the datapath's requests wait for a successor."""
+        if self.left:
+            return
         daemon, self._daemon = self._daemon, None
         if daemon is not None:
             await daemon.end()
@@ -172,6 +176,8 @@ class Copier:
 
     async def end(self) -> None:
         """Kill what runs and remove the sockets."""
+        if self.left:
+            return
         await self.kill()
         refuser, self._refuser = self._refuser, None
         if refuser is not None:
@@ -185,6 +191,7 @@ class Copier:
 
     def let_go(self) -> None:
         """Stop watching; the processes live on."""
+        self.left = True
         for daemon in (self._daemon, self._refuser):
             if daemon is not None:
                 daemon.let_go()

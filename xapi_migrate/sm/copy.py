@@ -182,7 +182,8 @@ class Copy:
             self.give_up(CANCELLED)
             await self._until_over(None, "")
         await self.tidied()
-        forget_copy(self.folder)
+        if not self.copier.left:
+            forget_copy(self.folder)
 
     async def tidied(self) -> None:
         """Fires when a copy that is over has let go of everything."""
