@@ -339,7 +339,7 @@ async def test_arguments_of_migrations(wire: Wire, method: str, fewest: int) -> 
 
     def work(talk: Talk) -> None:
         cls = method.partition(".")[0]
-        for name in (method, f"Async.{method}"):
+        for name in (method,) if method == "host.migrate_receive" else (method, f"Async.{method}"):
             few = talk.call(name, *values[: fewest - 1]).error()
             assert few == ["MESSAGE_PARAMETER_COUNT_MISMATCH", method, str(fewest), str(fewest - 1)]
             enough = talk.call(name, *values[:fewest]).error()

@@ -53,7 +53,6 @@ async def test_the_map_has_xapis_keys_and_our_offer(tmp_path: Path) -> None:
         assert about["srs"] == {sr: {"uuid": uuid, "attached": True, "free": 1 << 30}}
         assert about["memory_free"] == FREE_MEMORY
         assert about["networks"] == [there.network]
-        assert await there.call("Async.host.migrate_receive", there.host, there.network, {})
 
 
 @pytest_twisted.ensureDeferred

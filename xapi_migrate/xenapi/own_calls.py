@@ -17,9 +17,9 @@ RECEIVE = Message(
     "receive",
     (Param("sr", parse_type("SR ref")), _OPTIONS),
     parse_type("string set"),
-    is_async=True,
 )
-"""Step 1.2: make an offer to receive a VM, its disks to be put into `sr`. The URI list."""
+"""Step 1.2: make an offer to receive a VM, its disks to be put into `sr`. The URI list. Not in the background: it holds
+a capability, which a task's record would show to everybody and keep on disk."""
 
 MIGRATE = Message(
     "VM",
@@ -63,7 +63,11 @@ def _empty_class(name: str) -> ModelClass:
 def data_model() -> DataModel:
     """The data model of this server: the shipped one and what is added here."""
     model = shipped()
-    vm = model.classes["VM"]
-    messages = {**vm.messages, RECEIVE.name: RECEIVE, MIGRATE.name: MIGRATE}
+    vm, host = model.classes["VM"], model.classes["host"]
+    receive = attrs.evolve(host.messages["migrate_receive"], is_async=False)  # for the reason that RECEIVE has
+    ours = {
+        "VM": attrs.evolve(vm, messages={**vm.messages, RECEIVE.name: RECEIVE, MIGRATE.name: MIGRATE}),
+        "host": attrs.evolve(host, messages={**host.messages, receive.name: receive}),
+    }
     empty = {name: _empty_class(name) for name in EMPTY_CLASSES if name not in model.classes}
-    return attrs.evolve(model, classes={**empty, **model.classes, "VM": attrs.evolve(vm, messages=messages)})
+    return attrs.evolve(model, classes={**empty, **model.classes, **ours})
