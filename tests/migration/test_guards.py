@@ -1,34 +1,41 @@
-"""Negative controls: each guard of the rule is taken out, and the enumeration must find a case that goes wrong.
+"""Negative controls: each guard of the rule is taken out, and the enumeration must find a case that goes wrong, and in
+the way that this guard is there to prevent.
 
-A guard whose loss nobody notices is either not needed or not tested."""
+A guard whose loss nobody notices is either not needed or not tested. A case that breaks down, or a daemon in which
+something unforeseen happens, has found nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from tests.migration import test_crashes as enumeration
+from tests.migration import test_going_on as going_on
 from tests.migration import test_partings as partings
-from xapi_migrate.errors import MigrationAborted
+from tests.migration.findings import Finding, Found
+from xapi_migrate.errors import MigrateError, MigrationAborted
 from xapi_migrate.migration import phase5_completion, phase5_receiving
 from xapi_migrate.migration.heartbeat import Listening
 from xapi_migrate.migration.interfaces import Answer, Outcome
-from xapi_migrate.migration.journal import Mark
+from xapi_migrate.migration.journal import IJournal, Mark
 from xapi_migrate.migration.receiver_work import ReceiverWork
 from xapi_migrate.migration.receiving import Receiving
 from xapi_migrate.migration.sending import Sending
 from xapi_migrate.testing.direct_peer import Fate
-from xapi_migrate.testing.memory_journals import MemoryJournal
+from xapi_migrate.testing.memory_journals import Crash, MemoryJournals
 
 Patch = pytest.MonkeyPatch
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     """Everything that the enumeration tries, what is told of the decision first."""
+    yield "nothing is disturbed", enumeration.test_a_quiet_migration
     for side in ("source", "destination"):
         for fate in (Fate.ANSWER_LOST, Fate.REQUEST_LOST):
             yield (
@@ -58,19 +65,24 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"cancelled in doubt, DELETE: {fate.value}", partial(partings.test_cancelled_in_doubt, fate)
     for message in partings.BEFORE_DONE:
         yield f"the sender vanishes at {message}", partial(partings.test_a_sender_that_never_comes_back, message)
+    yield "a shared disk cannot be shut", going_on.test_a_receiver_says_aborted_only_when_a_disk_that_both_see_is_shut
     for seed in range(24):
         yield f"two blows, seed {seed}", partial(enumeration.test_two_blows_at_any_moment_on_a_bad_wire, seed)
 
 
 def not_durable(mark: Mark, role: str) -> Callable[[Patch], None]:
+    """Of such marks a restarted daemon finds nothing."""
+
     def remove(patch: Patch) -> None:
-        real = MemoryJournal.record
+        real = MemoryJournals.read
 
-        async def record(self: MemoryJournal, written: Mark, **data: Any) -> None:
-            if (self.role, written) != (role, mark):
-                await real(self, written, **data)
+        async def read(self: MemoryJournals) -> list[IJournal]:
+            for journal in self.all.values():
+                if journal.role == role:
+                    journal.entries = [entry for entry in journal.entries if entry.mark is not mark]
+            return await real(self)
 
-        patch.setattr(MemoryJournal, "record", record)
+        patch.setattr(MemoryJournals, "read", read)
 
     return remove
 
@@ -114,13 +126,25 @@ def a_delete_without_a_name_acknowledges(patch: Patch) -> None:
     patch.setattr(Receiving, "delete", delete)
 
 
-def aborted_is_said_before_all_is_shut(patch: Patch) -> None:
+def aborted_is_said_before_it_is_written(patch: Patch) -> None:
+    real = ReceiverWork.shut
+
     def shut(self: ReceiverWork, reason: Exception) -> None:
-        self.watches.stop()
         self.decision.is_durable(Answer(Outcome.ABORTED, str(reason)))
         self.decision.tell()
+        real(self, reason)
 
     patch.setattr(ReceiverWork, "shut", shut)
+
+
+def what_cannot_be_shut_stays_open(patch: Patch) -> None:
+    real = phase5_receiving.shut
+
+    async def shut(migration: Any) -> bool:
+        await real(migration)
+        return True
+
+    patch.setattr(phase5_receiving, "shut", shut)
 
 
 def a_receiver_waits_for_ever(patch: Patch) -> None:
@@ -129,29 +153,49 @@ def a_receiver_waits_for_ever(patch: Patch) -> None:
         patch.setattr(Listening, name, lambda self: None, raising=False)
 
 
-GUARDS: dict[str, Callable[[Patch], None]] = {
-    "DONE is durable before it is said": not_durable(Mark.DONE, "sender"),
-    "COMMIT is durable before the domain runs": not_durable(Mark.COMMITTED, "receiver"),
-    "what the receiver said is durable before it may forget": not_durable(Mark.COMMITTED, "sender"),
-    "no answer decides nothing": silence_is_a_no,
-    "a restarted sender asks before it resumes": a_restarted_sender_does_not_ask,
-    "the domain is paused until COMMIT": it_runs_before_commit,
-    "DELETE acknowledges only what it names": a_delete_without_a_name_acknowledges,
-    "aborted is said only when all is shut": aborted_is_said_before_all_is_shut,
-    "a receiver that hears nothing gives up": a_receiver_waits_for_ever,
+GUARDS: dict[str, tuple[Finding, Callable[[Patch], None]]] = {
+    "DONE is durable before it is said": (Finding.TWO, not_durable(Mark.DONE, "sender")),
+    "COMMIT is durable before the domain runs": (Finding.BACK, not_durable(Mark.COMMITTED, "receiver")),
+    "what the receiver said is durable before it may forget": (Finding.LEFT, not_durable(Mark.COMMITTED, "sender")),
+    "no answer decides nothing": (Finding.TWO, silence_is_a_no),
+    "a restarted sender asks before it resumes": (Finding.TWO, a_restarted_sender_does_not_ask),
+    "the domain is paused until COMMIT": (Finding.BACK, it_runs_before_commit),
+    "DELETE acknowledges only what it names": (Finding.NONE, a_delete_without_a_name_acknowledges),
+    "ABORT is durable before it is said": (Finding.LEFT, aborted_is_said_before_it_is_written),
+    "ABORT is written only when all is shut": (Finding.NONE, what_cannot_be_shut_stays_open),
+    "a receiver that hears nothing gives up": (Finding.LEFT, a_receiver_waits_for_ever),
 }
+"""By what the guard is: what must be found without it, and how it is taken out."""
+
+
+@contextmanager
+def nothing_unforeseen() -> Iterator[None]:
+    """AssertionError if a daemon logs a failure inside that is not one of the project's own errors."""
+    failures: list[Failure] = []
+
+    def look(event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if failure is not None and not failure.check(MigrateError, Crash):
+            failures.append(failure)
+
+    globalLogPublisher.addObserver(look)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(look)
+        assert not failures, f"the daemon itself breaks down: {failures[0].getTraceback()}"
 
 
 @pytest.mark.parametrize("guard", GUARDS)
 def test_without_this_guard_something_goes_wrong(guard: str, monkeypatch: Patch) -> None:
-    GUARDS[guard](monkeypatch)
-    tried = 0
-    for name, case in cases():
-        tried += 1
+    expected, remove = GUARDS[guard]
+    remove(monkeypatch)
+    for tried, (name, case) in enumerate(cases(), 1):
         try:
-            case()
-        except Exception:
-            found = Failure().getErrorMessage().splitlines()[0]
+            with nothing_unforeseen():
+                case()
+        except Found as found:
             print(f"without {guard!r}: {name}: {found} (case {tried})")
+            assert found.finding is expected, f"without {guard!r}, {name}: {found}"
             return
     pytest.fail(f"{tried} cases went well without {guard!r}")

@@ -157,6 +157,11 @@ class FakeSR:
             self._close_view(uuid)
 
     @property
+    def open_for_domains(self) -> list[str]:
+        """The VDIs that a domain can write to."""
+        return [vdi for vdi in self._users if self._active(vdi)]
+
+    @property
     def left_behind(self) -> list[str]:
         """What is still attached, running or exported here: empty when everything was cleaned up."""
         attached = [f"attachment {vdi} {user.value}" for vdi, users in self._users.items() for user in users]

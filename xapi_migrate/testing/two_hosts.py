@@ -311,6 +311,10 @@ class SimHost:
         """The ids of domains whose processors run."""
         return [d for d, guest in self.hypervisor.guests.items() if guest.state is DomainState.RUNNING]
 
+    @property
+    def has_open_disks(self) -> bool:
+        return any(sr.open_for_domains for sr in self.srs.values())
+
     def printed(self) -> list[int]:
         return [n for guest in self.hypervisor.guests.values() for n in guest.printed]
 
@@ -344,6 +348,8 @@ class TwoHosts:
         for host in (self.source, self.destination):
             host.start()
         self.most_running = 0
+        self.open_twice = False
+        """Both hosts have had a disk open for a domain at the same time: never, where there is one VM."""
         self.history: list[int] = []
 
     def _peer(self, uris: list[str]) -> IPeer:
@@ -373,7 +379,7 @@ class TwoHosts:
         return task
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False, step: float = 0.005) -> bool:
-        """Let time pass, watching that never two domains run; whether `until` came true."""
+        """Let time pass, watching how many domains run; whether `until` came true."""
         end = self.clock.seconds() + seconds
         while self.clock.seconds() < end:
             self.look()
@@ -386,3 +392,4 @@ class TwoHosts:
     def look(self) -> None:
         now = len(self.source.running()) + len(self.destination.running())
         self.most_running = max(self.most_running, now)
+        self.open_twice = self.open_twice or all(host.has_open_disks for host in (self.source, self.destination))
