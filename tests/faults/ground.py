@@ -82,13 +82,13 @@ class Ground:
             if not os.environ.get("FAULTS_KEEP"):
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
             disks = stack.enter_context(ExitStack())  # they go after all that uses them
-            lab = stack.enter_context(Lab(folder / "lab", settings=SETTINGS))
+            lab = stack.enter_context(self.lab(folder / "lab"))
             srs, behind = folder / "lab" / "srs", folder / "disks"
             self.disks = {
                 host.name: disks.enter_context(FailingDisk(srs / host.name, behind / host.name)) for host in lab.hosts
             }
             self.links = {host.name: stack.enter_context(Link(host)) for host in lab.hosts}
-            self.world = World(lab)
+            self.world = self.world_of(lab)
             self.sender, self.receiver = lab.hosts
             self._open = stack.pop_all()
 
@@ -106,6 +106,17 @@ class Ground:
             for host in (self.sender, self.receiver):
                 if made.uuid in self.world.vms(host):
                     self.world.destroy(host, made.uuid)
+
+    def lab(self, folder: Path) -> Lab:
+        return Lab(folder, settings=SETTINGS)
+
+    def world_of(self, lab: Lab) -> World:
+        return World(lab)
+
+    def heal(self) -> None:
+        """All disks work again."""
+        for disk in self.disks.values():
+            disk.heal()
 
     @property
     def link(self) -> Link:
@@ -142,8 +153,7 @@ class Ground:
                 _go_on(self.sender if blow.hangs == "sender" else self.receiver)
             self.link.requests.lose.clear()
             self.link.mend()
-            for disk in self.disks.values():
-                disk.heal()
+            self.heal()
             owner = self._settled(guest)
             self.link.requests.deliveries.calm()
             self.healing = time.monotonic() - at

@@ -230,7 +230,7 @@ async def test_a_resume_that_fails_keeps_the_image(tmp_path: Path, fault: str) -
 
 
 def fail() -> None:
-    raise JournalFailed("m", "no space")
+    raise JournalFailed("m", "/state", "no space")
 
 
 def at(here: SmallHost, mark: Mark, what: Any) -> None:

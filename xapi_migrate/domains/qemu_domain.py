@@ -25,6 +25,7 @@ from xapi_migrate.domains.taps import close_taps, open_taps
 from xapi_migrate.errors import DomainError
 from xapi_migrate.processes import child, qmp
 from xapi_migrate.processes.in_thread import in_thread
+from xapi_migrate.processes.naming import naming
 from xapi_migrate.together import together
 
 SPEC = "spec.json"
@@ -68,7 +69,8 @@ def spec_from_json(text: str) -> DomainSpec:
 def _prepare(folder: Path, spec: DomainSpec) -> None:
     folder.mkdir(parents=True, mode=0o700)
     draft = folder / f"{SPEC}.new"
-    draft.write_text(spec_to_json(spec))
+    with naming(folder):
+        draft.write_text(spec_to_json(spec))
     draft.replace(folder / SPEC)
     for name, target in disk_links(spec).items():
         (folder / name).symlink_to(target)

@@ -34,7 +34,7 @@ from .giving_up import GIVEN_UP
 from .host import Host, TaskHandle
 from .incoming import Incoming
 from .interfaces import IOffers, IReceiving, Outcome
-from .journal import Mark
+from .journal import JournalFailed, Mark
 from .outgoing import OPTIONS, Outgoing, begun_entry, checked_options, outgoing_disks
 from .phase2_preparation import document_of
 from .queue import Queue
@@ -169,7 +169,10 @@ class Engine:
             story.step(Step.VM_MIGRATE, f"VM {record['uuid']} {record['name_label']!r}")
             if begins is not None:
                 await begins()
-            await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
+            try:
+                await outgoing.journal.record(Mark.BEGUN, **begun_entry(outgoing))
+            except JournalFailed as why:
+                raise telling.failure(outgoing, str(why), why) from None
         except BaseException:
             host.toolstack.end_operation(vm, task.ref)
             peer.close()

@@ -53,9 +53,10 @@ class Mark(Enum):
 
 @catalogue
 class JournalFailed(MigrateError):
-    """The journal of migration {migration} could not be written on this host ({reason}): see to its disk."""
+    """The journal of migration {migration} could not be written in {folder} ({reason}): see to that disk."""
 
     migration: str
+    folder: str
     reason: str
 
 
@@ -167,18 +168,21 @@ class FileJournal:
 
     async def _record(self, entry: Entry, line: bytes) -> None:
         if self._broken:
-            raise JournalFailed(self.migration, self._broken)
+            raise self._failed()
         self._at(self.role, f"before-{entry.mark.value}")
         try:
             await threads.deferToThread(self._write, line)
         except OSError as failure:
             # Half a line may be on disk: what follows it would be unreadable, so nothing may follow.
             self._broken = failure.strerror or "I/O error"
-            raise JournalFailed(self.migration, self._broken) from failure
+            raise self._failed() from failure
         self.entries.append(entry)
         if entry.mark is Mark.ENDED:
             self._file = None  # the other side may be away for months, and nothing is decided any more
         self._at(self.role, f"after-{entry.mark.value}")
+
+    def _failed(self) -> JournalFailed:
+        return JournalFailed(self.migration, str(self._path.parent), self._broken)
 
     def _write(self, line: bytes) -> None:
         if not self._length:

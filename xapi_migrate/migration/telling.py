@@ -6,6 +6,7 @@ from ..domains.interfaces import DomainState
 from ..errors import DomainError, MigrateError, MigrationAborted, RemoteError, VmMigrateFailed
 from ..steps import Step
 from .host import Host
+from .journal import JournalFailed
 from .outgoing import Outgoing
 
 _ENDS_WITH_A_SENTENCE = ("CANNOT_CONTACT_HOST", "OPERATION_NOT_ALLOWED", "SR_BACKEND_FAILURE", "VM_MIGRATE_FAILED")
@@ -21,7 +22,9 @@ def failure(migration: Outgoing, text: str, cause: MigrateError | None = None) -
     where = f" (last step {last.id}: {last.text})" if isinstance(last, Step) else ""
     # the receiver's last word does not say which VM it was about
     if cause is None or isinstance(cause, MigrationAborted) or cause.failure()[0] in _NOBODYS:
-        return VmMigrateFailed(migration.vm, migration.host.name, migration.peer.destination, text + where)
+        said = f" (said by {migration.peer.destination})" if isinstance(cause, RemoteError) else ""
+        said = f" (on host {migration.host.name})" if isinstance(cause, JournalFailed) else said
+        return VmMigrateFailed(migration.vm, migration.host.name, migration.peer.destination, text + said + where)
     *description, sentence = cause.failure()
     if not description or description[0] not in _ENDS_WITH_A_SENTENCE:
         return cause

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from zope.interface import implementer
 
 from xapi_migrate.processes.in_thread import in_thread
+from xapi_migrate.processes.naming import naming
 
 RECORD = "process.json"
 STARTED_IN = "XAPI_MIGRATE_STARTED_IN"
@@ -175,7 +176,8 @@ def _spawn(folder: Path, argv: Sequence[str], env: Mapping[str, str], pass_fds: 
     name = ProcessName(process.pid, start_time(process.pid) or 0, boot_id())
     draft = folder / f"{RECORD}.new"
     try:
-        draft.write_text(json.dumps(attrs.asdict(name)))
+        with naming(folder):
+            draft.write_text(json.dumps(attrs.asdict(name)))
         draft.replace(folder / RECORD)
     except OSError:  # no room for it, say: nobody would find the process again
         os.kill(process.pid, signal.SIGKILL)

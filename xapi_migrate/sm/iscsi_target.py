@@ -14,6 +14,7 @@ from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from xapi_migrate.errors import SrBackendFailure
+from xapi_migrate.processes.naming import naming
 from xapi_migrate.sm.addresses import bracketed
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.tgt_ipc import Mode, Op, TgtError
@@ -339,5 +340,6 @@ class ISCSIService:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self._folder / f"{_STATE}.new"
         draft.touch(mode=0o600)
-        draft.write_text(json.dumps(attrs.asdict(self._state)))
+        with naming(self._folder):
+            draft.write_text(json.dumps(attrs.asdict(self._state)))
         draft.replace(self._folder / _STATE)

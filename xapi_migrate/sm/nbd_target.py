@@ -18,6 +18,7 @@ from twisted.internet import defer, task, threads
 
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes.child import Child, find, spawn
+from xapi_migrate.processes.naming import naming
 from xapi_migrate.sm.addresses import NBDAddress, read_address
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.iscsi_target import migration_id
@@ -204,5 +205,6 @@ def _write_secret(path: Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.new")
     draft.unlink(missing_ok=True)
     draft.touch(mode=0o600)
-    draft.write_text(text)
+    with naming(path.parent):
+        draft.write_text(text)
     draft.replace(path)

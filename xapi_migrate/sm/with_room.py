@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from xapi_migrate.processes.naming import naming
+
 RESERVED = 8 << 10
 """Bytes that a record has room for: it is padded to them with spaces."""
 
@@ -15,7 +17,7 @@ def write_with_room(path: Path, text: str) -> None:
     """The whole of it or nothing, for the daemon's user only. OSError."""
     draft = path.with_name(f"{path.name}.new")
     padded = text.encode().ljust(RESERVED)
-    with _reserved(draft, len(padded)) as file:
+    with naming(path.parent), _reserved(draft, len(padded)) as file:
         file.write(padded)
         file.truncate()
     draft.replace(path)

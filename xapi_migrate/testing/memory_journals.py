@@ -28,12 +28,12 @@ class MemoryJournal:
         self._journals.before(self, mark)
         self._journals.all[(self.role, self.migration)] = self
         if self._journals.broken:
-            raise JournalFailed(self.migration, "No space left on device")
+            raise JournalFailed(self.migration, "memory", "No space left on device")
         self.entries.append(Entry(mark, json.loads(json.dumps(data))))
         self._journals.after(self, mark)
         if mark in self._journals.broken_after:
             self._journals.broken_after.discard(mark)
-            raise JournalFailed(self.migration, "Input/output error")
+            raise JournalFailed(self.migration, "memory", "Input/output error")
 
     async def remove(self) -> None:
         self._journals.all.pop((self.role, self.migration), None)
