@@ -110,7 +110,9 @@ def _without_the_receivers(point: Point) -> set[str]:
 
 _UNDONE = ALWAYS.undone
 _CANCELLED = tuple(point.words for point in CANCELLED)
-_IN_DOUBT = ("sender InDoubt", "sender Withdrawing")
+_NOT_SHUT = ("sender InDoubt", "sender Withdrawing", "receiver Shutting")
+"""What the receiver has ends while it is Shutting, before ABORT is written: at the later points of a withdrawal its
+domain, its target and its datapaths are gone."""
 _ASKING = Span(last="sender after-ended", undone=_UNDONE, but=("sender Failed",))
 """There are requests to come: the last is the sender's acknowledgement."""
 _ANSWERED = ("receiver after-ended",)
@@ -135,14 +137,14 @@ BLOWS = [
     Blow(
         "receiver datapath",
         _kill("receiver", "datapaths"),
-        Span("receiver 2.3", undone=(*_CANCELLED, *_IN_DOUBT)),
+        Span("receiver 2.3", undone=(*_CANCELLED, *_NOT_SHUT)),
         says=_SERVED,
     ),
     Blow("copier", _kill("sender", "copiers"), Span("sender 3.3", "sender 4.4", _CANCELLED[:2]), says="The copy of"),
     Blow(
         "target",
         _kill("receiver", "tgt"),
-        Span("receiver before-offered", "receiver Activating", (*_CANCELLED, *_IN_DOUBT)),
+        Span("receiver before-offered", "receiver Activating", (*_CANCELLED, *_NOT_SHUT)),
         says=_SERVED,
     ),
     Blow(
@@ -155,7 +157,7 @@ BLOWS = [
     Blow(
         "receiver domain",
         _kill("receiver", "domains"),
-        Span("sender 4.3", undone=_IN_DOUBT),
+        Span("sender 4.3", undone=_NOT_SHUT),
         guest=_without_the_receivers,
         says="The domain .* could not",
     ),
