@@ -18,6 +18,7 @@ from xapi_migrate.lab.host import USER, LabHost
 from xapi_migrate.lab.provisioning import Guest
 
 pytestmark = pytest.mark.system
+DATABASE = "records.db"
 
 
 def command(host: LabHost, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -116,3 +117,45 @@ def test_a_receiver_that_never_comes_back(world: World) -> None:
         world.destination.wait_ready()
         world.nothing_left(world.destination)
     assert world.ticks(made.uuid, world.source)
+
+
+def test_a_domain_and_datapaths_of_a_vm_that_the_records_do_not_know(world: World) -> None:
+    """The database was put back to what it was before the VM was made, while its guest ran: it is told, runs on until
+    somebody says that it is to go, and its disks stay."""
+    host = world.source
+    host.stop()
+    saved = {path: path.read_bytes() for path in host.state_dir.glob(f"{DATABASE}*")}
+    host.start()
+    host.wait_ready()
+    made = world.new_guest(host, Guest())
+    images = world.images(host, made.uuid)
+    host.stop()
+    for path in host.state_dir.glob(f"{DATABASE}*"):
+        path.unlink()
+    for path, content in saved.items():
+        path.write_bytes(content)
+    host.start()
+    host.wait_ready()
+    try:
+        assert made.uuid not in world.vms(host)
+        domain, *datapaths = found = doctor(host)
+        assert (domain["kind"], domain["remedy"]) == ("domain", "it is ended at once")
+        assert {(one["kind"], one["name"]) for one in datapaths} == {("datapath", vdi) for vdi in made.vdis}
+        assert all("the VDI stays" in one["remedy"] for one in datapaths)
+        told = command(host, "doctor")
+        assert told.returncode == 1
+        assert all(one[part] in told.stdout for one in found for part in ("kind", "name", "why", "remedy"))
+        assert world.ticks(made.uuid, host), "to tell of it has ended it"
+        done = command(host, "doctor", "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Removed: 3. Still there: 0." in done.stdout
+        assert world.processes(host, "domains") == [] == world.processes(host, "datapaths")
+        assert all(image.exists() for image in images)
+        assert doctor(host) == []
+    finally:
+        command(host, "doctor", "--yes")
+        with world.session(host) as api:
+            api.SR.scan(api.SR.get_by_uuid(host.srs["local-raw"]))
+            for uuid in made.vdis:
+                api.VDI.destroy(api.VDI.get_by_uuid(uuid))
+    world.nothing_left(host)
