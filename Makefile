@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`; each sets the machine up first.
-.PHONY: setup lint test test-all faults soak test-lvm demo bench clean
+.PHONY: setup lint test test-all faults soak test-lvm test-xen demo bench clean
 
 setup:
 	@sh scripts/setup
@@ -27,6 +27,10 @@ soak: setup
 # sm_lvm on real LVM, which needs a kernel with device-mapper: in a small virtual machine; ARGS="-k thin" and so on.
 test-lvm: setup
 	@.venv/bin/python plugins/sm_lvm/vm/run.py $(ARGS)
+
+# The Xen driver on real Xen, which runs in a virtual machine: in QEMU, emulated; ARGS="-k two_daemons" and so on.
+test-xen: setup
+	@.venv/bin/python tests/xen/run.py $(ARGS)
 
 demo: setup
 	@.venv/bin/xapi-migrate demo

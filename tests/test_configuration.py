@@ -76,7 +76,7 @@ def test_a_relative_state_folder_becomes_absolute() -> None:
         ({"state_dir": "/x", "schemes": []}, "schemes is empty"),
         ({"state_dir": "/x", "accelerators": "warp"}, "accelerators is kvm or tcg, not 'warp'"),
         ({"state_dir": "/x", "without_bridge": "perhaps"}, "without_bridge is refuse or disconnect"),
-        ({"state_dir": "/x", "domains": "xen"}, "domains is qemu, not 'xen'"),
+        ({"state_dir": "/x", "domains": "kvm"}, "domains is qemu or xen, not 'kvm'"),
         ({"state_dir": "/x", "api_socket_mode": "9z"}, "api_socket_mode is 0600 or 0660"),
         ({"state_dir": "/x", "denied_networks": ["everything"]}, "denied_networks is a list of networks"),
         ({"state_dir": "/x", "times": {"heartbeat_interval": -1}}, "times.heartbeat_interval is a number of seconds"),

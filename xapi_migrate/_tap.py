@@ -38,7 +38,7 @@ class Options(UsageOptions):
         ["database", None, None, "SQLAlchemy URL of the records [an SQLite file in the state folder]."],
         ["users", None, None, "File of user names and password hashes [users in the state folder]."],
         ["upstream", None, None, "Toolstack to work beside: https://HOST[:PORT][#sha256=HEX] or unix:/PATH [none]."],
-        ["domains", None, None, "Hypervisor; qemu is the only one so far [qemu]."],
+        ["domains", None, None, "Hypervisor: qemu, or xen in the dom0 of a Xen host [qemu]."],
     ]
     optFlags = [["show-config", None, "Print the settings that hold, as a TOML file, and end."]]
 

@@ -86,8 +86,16 @@ class Config:
     # if none is named); the kind of another plug-in of twisted.cred with its argument. Each is tried in turn; empty:
     # the file of users alone.
     auth: tuple[str, ...] = ()
-    # Hypervisor; qemu is the only one so far.
+    # Hypervisor: qemu, or xen in the dom0 of a Xen host, by libxl.
     domains: str = "qemu"
+    # On Xen: file of the kernel that a new domain (PVH) boots. By default GRUB, which finds the VM's own on its disk.
+    xen_kernel: str = "/usr/lib/grub-xen/grub-i386-xen_pvh.bin"
+    # On Xen: file of that kernel's initial memory disk; empty: none.
+    xen_ramdisk: str = ""
+    # On Xen: that kernel's command line.
+    xen_arguments: str = ""
+    # On Xen: how domains see the time stamp counter, as in xl.cfg: default, always_emulate, native, native_paravirt.
+    xen_tsc_mode: str = "default"
     # QEMU's accelerators in order of preference; the first that it can open is used. "kvm, tcg" on a host with KVM.
     accelerators: tuple[str, ...] = ("tcg",)
     # What becomes of a VIF whose network is on a bridge that this host has not, or may not use: refuse, so that the VM

@@ -12,7 +12,8 @@ from .sm.timeouts import NOPS
 
 MOST_PORTS = 65535
 CHOICES = {
-    "domains": ("qemu",),
+    "domains": ("qemu", "xen"),
+    "xen_tsc_mode": ("default", "always_emulate", "native", "native_paravirt"),
     "accelerators": ("kvm", "tcg"),
     "without_bridge": ("refuse", "disconnect"),
     "schemes": ("https", "http"),

@@ -19,6 +19,8 @@ from .config import Config
 from .domains.interfaces import IDomainDriver
 from .domains.qemu import QEMUDriver
 from .domains.qemu_config import DomainTimeouts, QEMUConfig
+from .domains.xen import XenDriver
+from .domains.xen_config import XenConfig
 from .entrance import Entrance, Room
 from .errors import InvalidValue
 from .migration.claims import Claims
@@ -47,7 +49,7 @@ from .toolstack.importing import MetadataImporting
 from .toolstack.placement import Placement
 from .toolstack.plugin_calls import Elsewhere
 from .toolstack.profile import PROFILES
-from .toolstack.this_host import free_memory, prepare_host
+from .toolstack.this_host import prepare_host
 from .toolstack.toolstack import Toolstack, make_toolstack, register_migration_calls, register_plugin_calls
 from .upstream.abandoned import ARRIVALS, LEASES, Abandoned
 from .upstream.address import parse_upstream
@@ -169,7 +171,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     server = _server(records, checker, reactor, host, beside)
     daemon.closes(server.stop)
     make_sr = _make_sr(services) if beside is None else lent(_make_sr(services))
-    claims = Claims(free_memory, domains.untouched)
+    claims = Claims(lambda: domains.memory().free, domains.untouched)
     toolstack = make_toolstack(
         server, drivers, make_sr, domains, LinuxBridges(), host, state_dir, reactor, claims, config.without_bridge
     )
@@ -334,14 +336,17 @@ def _engine(daemon: Daemon, config: Config, host: Host, fingerprint: str) -> Eng
 
 
 def _domain_driver(config: Config, reactor: Any, name: Callable[[], str]) -> IDomainDriver:
-    if config.domains != "qemu":
-        raise InvalidValue("domains", config.domains)
+    state_dir = config.state_dir.absolute()
+    if config.domains == "xen":
+        booted = XenConfig(config.xen_kernel, config.xen_ramdisk, config.xen_arguments, tsc_mode=config.xen_tsc_mode)
+        on_xen: IDomainDriver = XenDriver(reactor, state_dir, booted, name)
+        return on_xen
     figures = QEMUConfig(
         accelerators=config.accelerators,
         beyond="stop" if config.slow_guests else "fail",
         timeouts=DomainTimeouts(final_suspend=config.times.final_suspend),
     )
-    driver: IDomainDriver = QEMUDriver(reactor, config.state_dir.absolute(), figures, name)
+    driver: IDomainDriver = QEMUDriver(reactor, state_dir, figures, name)
     return driver
 
 

@@ -6,10 +6,10 @@ import attrs
 import pytest
 
 from xapi_migrate.domains import qemu_arguments
+from xapi_migrate.domains.folders import spec_from_json, spec_to_json
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec
 from xapi_migrate.domains.qemu_arguments import arguments, disk_links
 from xapi_migrate.domains.qemu_config import QEMUConfig
-from xapi_migrate.domains.qemu_domain import spec_from_json, spec_to_json
 
 SPEC = DomainSpec(
     domain_id="3b0e0f6e-0000-4000-8000-000000000001",

@@ -107,12 +107,13 @@ class World:
             return str(api.Async.VM.migrate(vm, uris, maps, options or {}))
 
     def follow(
-        self, task: str, at: Callable[[dict[str, Any]], None] = lambda record: None, host: LabHost | None = None
-    ) -> Followed:
+        self, task: str, at: Callable[[dict[str, Any]], None] = lambda record: None, host: LabHost | None = None,
+        patience: float = 90,
+    ) -> Followed:  # fmt: skip
         """Until the task has ended; `at` sees each record on the way."""
         progress: list[float] = []
         steps: list[str] = []
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + patience
         with self.session(host or self.source) as api:
             while True:
                 record = api.task.get_record(task)

@@ -100,6 +100,14 @@ class DomainCapabilities:
     cpu: str
 
 
+@attrs.frozen
+class HostMemory:
+    """Bytes that a host has in all, and those that a new domain could have."""
+
+    total: int
+    free: int
+
+
 class ISuspension(Interface):
     """One `suspend` under way."""
 
@@ -199,6 +207,9 @@ class IDomainDriver(Interface):
     def why(domain_id: str) -> str:
         """Why a domain is `crashed`, a sentence, as far as is known; "" for every other domain, and for those that
         ended with their host."""
+
+    def memory() -> HostMemory:
+        """The host's memory, as far as it is known without asking."""
 
     def untouched() -> int:
         """Bytes of memory that this host's domains, those that are being built too, have been promised and do not take

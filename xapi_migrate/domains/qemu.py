@@ -12,17 +12,20 @@ from twisted.internet import defer, threads
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from xapi_migrate.domains.folders import folders
+from xapi_migrate.domains.host_memory import linux_memory
 from xapi_migrate.domains.interfaces import (
     DomainCapabilities,
     DomainDisk,
     DomainSpec,
     DomainState,
+    HostMemory,
     IDomainDriver,
     IRestoration,
     ISuspension,
 )
 from xapi_migrate.domains.qemu_config import QEMUConfig
-from xapi_migrate.domains.qemu_domain import QEMUDomain, folders
+from xapi_migrate.domains.qemu_domain import QEMUDomain
 from xapi_migrate.domains.qemu_models import QEMUModels
 from xapi_migrate.domains.qemu_refusals import STOPPED
 from xapi_migrate.domains.qemu_restoration import QEMURestoration
@@ -186,6 +189,9 @@ class QEMUDriver:
     def why(self, domain_id: str) -> str:
         domain = self._domains.get(domain_id)
         return domain.why if domain is not None else ""
+
+    def memory(self) -> HostMemory:
+        return linux_memory()
 
     def untouched(self) -> int:
         return sum(domain.untouched() for domain in self._domains.values())

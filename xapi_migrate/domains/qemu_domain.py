@@ -6,18 +6,16 @@ stdout and stderr. The folder is the domain: it is made first and removed last.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 from twisted.internet import defer
 from twisted.logger import Logger
 
-from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec, DomainState
+from xapi_migrate.domains.folders import SPEC, spec_from_json, write_spec
+from xapi_migrate.domains.interfaces import DomainDisk, DomainSpec, DomainState
 from xapi_migrate.domains.qemu_arguments import MONITOR, arguments, disk_links
 from xapi_migrate.domains.qemu_config import QEMUConfig
 from xapi_migrate.domains.qemu_refusals import STOPPED, Refusals
@@ -25,10 +23,8 @@ from xapi_migrate.domains.taps import close_taps, open_taps
 from xapi_migrate.errors import DomainError
 from xapi_migrate.processes import child, qmp
 from xapi_migrate.processes.in_thread import in_thread
-from xapi_migrate.processes.naming import naming
 from xapi_migrate.together import together
 
-SPEC = "spec.json"
 PAUSES = 10
 
 ABANDONED = "abandoned"
@@ -54,24 +50,9 @@ STATES = {
 """QEMU's run states, as this project calls them."""
 
 
-def spec_to_json(spec: DomainSpec) -> str:
-    return json.dumps(attrs.asdict(spec), indent=1)
-
-
-def spec_from_json(text: str) -> DomainSpec:
-    """ValueError or TypeError when it is not one."""
-    fields = json.loads(text)
-    fields["disks"] = tuple(DomainDisk(**disk) for disk in fields["disks"])
-    fields["nics"] = tuple(DomainNic(**nic) for nic in fields["nics"])
-    return DomainSpec(**fields)
-
-
 def _prepare(folder: Path, spec: DomainSpec) -> None:
     folder.mkdir(parents=True, mode=0o700)
-    draft = folder / f"{SPEC}.new"
-    with naming(folder):
-        draft.write_text(spec_to_json(spec))
-    draft.replace(folder / SPEC)
+    write_spec(folder, spec)
     for name, target in disk_links(spec).items():
         (folder / name).symlink_to(target)
     if spec.console_path:
@@ -367,10 +348,3 @@ class QEMUDomain:
         it."""
         await together(self.ask("cont"), self.ask("stop"))
         self.known = DomainState.PAUSED
-
-
-def folders(root: Path) -> list[Path]:
-    """The folders of all domains below `root`."""
-    if not root.is_dir():
-        return []
-    return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))

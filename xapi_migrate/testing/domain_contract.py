@@ -167,6 +167,7 @@ async def check_a_life(bench: DomainBench) -> None:
     assert await bench.sender.domains() == [spec.domain_id]
     assert 0 <= bench.sender.untouched() <= spec.memory
     assert bench.receiver.untouched() == 0
+    assert 0 < bench.sender.memory().free < bench.sender.memory().total
     assert await bench.receiver.state(spec.domain_id) is DomainState.ABSENT
     await bench.sender.start(spec)
     await bench.sender.pause(spec.domain_id)

@@ -12,7 +12,8 @@ from typing import Any
 
 import attrs
 
-from xapi_migrate.domains.interfaces import DomainCapabilities, DomainDisk, DomainSpec, DomainState
+from xapi_migrate.domains.host_memory import linux_memory
+from xapi_migrate.domains.interfaces import DomainCapabilities, DomainDisk, DomainSpec, DomainState, HostMemory
 from xapi_migrate.errors import DomainError
 
 Write = Callable[[DomainSpec, DomainDisk, int], None]
@@ -270,6 +271,9 @@ class FakeDriver:
     async def state(self, domain_id: str) -> DomainState:
         guest = self.hypervisor.guests.get(domain_id)
         return DomainState.ABSENT if guest is None else guest.state
+
+    def memory(self) -> HostMemory:
+        return linux_memory()
 
     def untouched(self) -> int:
         return 0

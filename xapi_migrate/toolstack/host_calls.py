@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.networks import Networks
-from xapi_migrate.toolstack.this_host import free_memory
 from xapi_migrate.xenapi.calls import CallContext
 from xapi_migrate.xenapi.tasks import Tasks
 
 
 class HostCalls:
-    """Of a pool of one host."""
+    """Of a pool of one host. `free_memory`: its hypervisor's, in bytes."""
 
-    def __init__(self, records: Records, networks: Networks, tasks: Tasks) -> None:
+    def __init__(self, records: Records, networks: Networks, tasks: Tasks, free_memory: Callable[[], int]) -> None:
+        self._free_memory = free_memory
         self._records = records
         self._networks = networks
         self._tasks = tasks
@@ -25,7 +26,7 @@ class HostCalls:
         return self._tasks.now()
 
     def host_compute_free_memory(self, call: CallContext, host: str) -> int:
-        return free_memory()
+        return self._free_memory()
 
     def host_set_license_params(self, call: CallContext, self_: str, value: dict[str, str]) -> None:
         raise OperationNotAllowed("There is no licence to change.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from xapi_migrate.domains.interfaces import HostMemory
 from xapi_migrate.processes.in_thread import in_thread
 from xapi_migrate.sm.interfaces import ISMDriver
 from xapi_migrate.store.records import Records
@@ -37,19 +38,8 @@ class Machine:
 
     uuid: str
     hostname: str
-    memory: int
     cpu: dict[str, str]
     """cpu_info of the host's record."""
-
-
-def free_memory() -> int:
-    """Bytes that could be used now without swapping."""
-    return _meminfo()["MemAvailable"]
-
-
-def _meminfo() -> dict[str, int]:
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if len(words) > 1}
 
 
 def _inspect(state_dir: Path) -> Machine:
@@ -62,7 +52,7 @@ def _inspect(state_dir: Path) -> Machine:
         draft = state_dir / "host-uuid.new"
         draft.write_text(f"{uuid}\n")
         draft.replace(file)
-    return Machine(uuid, socket.gethostname(), _meminfo()["MemTotal"], cpu_info())
+    return Machine(uuid, socket.gethostname(), cpu_info())
 
 
 async def prepare_host(
@@ -101,8 +91,7 @@ def _host(records: Records, machine: Machine, address: str, name: str, profile: 
     known = records.get("host", found[0])["metrics"] if found else ""
     live = [known] if known in records.refs("host_metrics") else []
     metrics = _ensure(
-        records, "host_metrics", live, live=True, memory_total=machine.memory, memory_free=free_memory(),
-        last_updated=datetime.now(UTC),
+        records, "host_metrics", live, live=True, last_updated=datetime.now(UTC)
     )  # fmt: skip
     fixed: dict[str, Any] = {} if found else {"uuid": machine.uuid, "name_label": name}
     return _ensure(
@@ -113,6 +102,12 @@ def _host(records: Records, machine: Machine, address: str, name: str, profile: 
         chipset_info={"iommu": "false"},
         capabilities=["hvm-3.0-x86_64"],
     )  # fmt: skip
+
+
+def note_memory(records: Records, host: str, memory: HostMemory) -> None:
+    """What its hypervisor says, once it can be asked."""
+    metrics = records.get("host", host)["metrics"]
+    records.update("host_metrics", metrics, memory_total=memory.total, memory_free=memory.free)
 
 
 def _pool(records: Records, host: str, machine: Machine, profile: Profile) -> None:

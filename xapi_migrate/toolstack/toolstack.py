@@ -39,6 +39,7 @@ from xapi_migrate.toolstack.sender_checks import SenderChecks
 from xapi_migrate.toolstack.storage import MakeSR, Storage
 from xapi_migrate.toolstack.storage_calls import StorageCalls
 from xapi_migrate.toolstack.suspending import Suspending
+from xapi_migrate.toolstack.this_host import note_memory
 from xapi_migrate.toolstack.unsettled import Unsettled
 from xapi_migrate.xenapi.server import XenAPIServer
 
@@ -139,6 +140,7 @@ def make_toolstack(
     suspending = Suspending(
         records, storage, machines, domains, operations, journals, host, server.tasks, unsettled
     )  # fmt: skip
+    note_memory(records, host, domains.memory())
     running = RunningRecords(records, host, records.get("host", host)["address"], server.tasks.now)
     machines.crashed = Crashes(records, machines, messages, server.tasks, clock).happened
     disk_waits = DiskWaits(records, messages, clock, host)
@@ -146,7 +148,7 @@ def make_toolstack(
     machines.waits = disk_waits.told
     server.dispatcher.register(
         messages,
-        HostCalls(records, networks, server.tasks),
+        HostCalls(records, networks, server.tasks, lambda: domains.memory().free),
         StorageCalls(records, storage),
         MachineCalls(records, machines, suspending, operations, clock, host),
         DeviceCalls(records, operations),
