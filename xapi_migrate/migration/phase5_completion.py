@@ -6,7 +6,7 @@ import attrs
 from twisted.internet import task
 
 from ..domains.interfaces import GONE
-from ..errors import MigrateError, PeerSilent
+from ..errors import MigrateError
 from ..steps import Step
 from ..store.interfaces import NULL
 from ..together import together
@@ -34,12 +34,12 @@ async def say_done(migration: Outgoing) -> Answer:
 
 async def ask(migration: Outgoing) -> Answer:
     """In doubt: ask every URI what was decided, for as long as it takes. While the receiver has decided nothing `done`
-    is said again; if it refuses that, the migration is withdrawn, and its answer to that decides."""
+    is said again."""
     while True:
         try:
             answer = await migration.peer.get_control()
             if answer.outcome is Outcome.OPEN:
-                answer = await _done_again(migration)
+                answer = await migration.peer.put_done()
             if answer.outcome in (Outcome.COMMITTED, Outcome.ABORTED):
                 return answer
             migration.story.note(f"in doubt: the receiver's answer is {answer.outcome.value!r}")
@@ -47,16 +47,6 @@ async def ask(migration: Outgoing) -> Answer:
             migration.story.note(f"in doubt: {silence}")
         migration.task.set_other("in_doubt", "the receiver has not yet said whether it runs the VM; it is being asked")
         await task.deferLater(migration.host.clock, migration.host.config.times.ask)
-
-
-async def _done_again(migration: Outgoing) -> Answer:
-    try:
-        return await migration.peer.put_done()
-    except PeerSilent:
-        raise
-    except MigrateError as refusal:
-        migration.story.note(f"the receiver refuses `done`: {refusal}")
-        return await migration.peer.delete()
 
 
 async def withdraw(migration: Outgoing) -> Answer:
