@@ -18,6 +18,8 @@ class Finding(Enum):
     ENDLESS = "the client is never told how it ended"
     TOLD_WRONG = "the client is told something else than what is"
     STAYED = "it does not move, although nothing is in the way"
+    MOVED = "it moves, although it was cancelled"
+    DETOUR = "it takes other messages than the protocol's"
 
 
 class Found(AssertionError):

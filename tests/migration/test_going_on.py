@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 
 from tests.migration.findings import Finding, never
 from tests.migration.restarting import at_step, has_moved, lost, never_two, restart
-from tests.migration.test_crashes import over
+from tests.migration.test_crashes import over, settle
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.direct_peer import Fate
 from xapi_migrate.testing.fake_sm import FakeSR
@@ -88,13 +88,10 @@ def test_what_was_cancelled_does_not_go_on_after_a_restart(world: TwoHosts, side
             raise Crash
 
     host.journals.after = hook
-    task = at_step(world, "3.6", lambda: world.source.tasks.all[0].cancel())
-    assert world.run(60, lambda: over(task) and not world.source.journals.all)
+    task = at_step(world, "3.6", lambda: host.tasks.all[0].cancel())
+    settle(world, task)
     assert crashed
-    world.run(15)
-    never_two(world)
-    assert len(world.source.running()) == 1
-    assert world.destination.left_behind() == []
+    never(not world.source.running(), Finding.MOVED)
 
 
 # -- storage that is away for a while -------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.python.failure import Failure
 
+from tests.migration.findings import Finding, never
 from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.migration.interfaces import Outcome
 from xapi_migrate.migration.journal import Mark
@@ -72,8 +73,9 @@ def test_a_restart_after_the_word_goes_on_with_it(world: TwoHosts, outcome: Outc
 
     here.journals.after = crash
     started(here.engine.settle(uuid, outcome)).addErrback(lambda _: None)
-    assert world.run(30, lambda: here.toolstack.busy == {})
-    assert len(here.running()) == (outcome is Outcome.ABORTED)
+    never(not world.run(30, lambda: here.toolstack.busy == {}), Finding.ENDLESS)
+    never(outcome is Outcome.ABORTED and not here.running(), Finding.NONE)
+    never(outcome is Outcome.COMMITTED and here.running(), Finding.TWO, "one runs here that is said to run elsewhere")
     assert here.records.get("VM", vm)["uuid"] == uuid
     assert len(here.srs[here.sr].storage.disks) == 2
 

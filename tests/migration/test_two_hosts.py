@@ -6,6 +6,8 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
+from tests.migration.findings import Finding, never
+from xapi_migrate.domains.interfaces import DomainState
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.steps import Step
 from xapi_migrate.testing.direct_peer import Fate
@@ -307,18 +309,23 @@ def test_a_sending_sr_that_fails(world: TwoHosts, call: str) -> None:
     stayed(world)
 
 
-def test_a_domain_that_dies_after_its_memory_came_is_not_committed_to(world: TwoHosts) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_a_domain_that_dies_after_its_memory_came_is_not_committed_to(world: TwoHosts, told: bool) -> None:
+    """Whether or not the hypervisor tells of it before `done` comes."""
+
     def kill(number: int, sent: str) -> Fate:
+        hypervisor = world.destination.hypervisor
         if sent == "PUT control":
-            for domain in list(world.destination.hypervisor.guests):
-                world.destination.hypervisor.crash(domain)
+            for domain, guest in list(hypervisor.guests.items()):
+                hypervisor.crash(domain) if told else hypervisor.halt(guest, DomainState.CRASHED)
         return Fate.DELIVERED
 
     world.wire.fate = kill
     task = world.migrate(world.source.new_vm())
     assert world.run(60, lambda: over(task))
-    assert task.status == "failure"
     world.run(20)
+    never(not world.source.running(), Finding.NONE)
+    assert task.status == "failure"
     stayed(world)
 
 

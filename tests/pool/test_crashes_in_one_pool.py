@@ -34,6 +34,8 @@ def settle(world: TwoHosts, vm: str, shared: bool, task: SimTask) -> None:
     assert world.most_running == 1, "two copies ran at once"
     running = len(world.source.running()) + len(world.destination.running())
     assert running == 1, f"{running} copies run in the end"
+    assert not world.open_twice, "a disk was open for a domain at both hosts"
+    assert world.source.lost == world.destination.lost == [], "writes are lost"
     here, there = (world.source, world.destination) if world.source.running() else (world.destination, world.source)
     records = world.source.records
     assert world.source.journals.all == world.destination.journals.all == {}

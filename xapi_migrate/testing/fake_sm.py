@@ -71,10 +71,13 @@ class _Lun:
 
 @attrs.define(eq=False)
 class FakeLuns:
-    """All iSCSI targets of a simulated world. `reachable` False: nobody can reach any."""
+    """All iSCSI targets of a simulated world. `unreachable`: the addresses that nobody can reach, or "" for all."""
 
     luns: dict[str, _Lun] = attrs.Factory(dict)
-    reachable: bool = True
+    unreachable: str | None = None
+
+    def reaches(self, url: str) -> bool:
+        return self.unreachable is None or f"//{self.unreachable}" not in url
 
 
 @attrs.define(eq=False)
@@ -391,7 +394,7 @@ class FakeSR:
     def _move(self, copy: _Copy) -> None:
         if copy.over:
             return
-        if not self.stalled and self._luns.reachable:
+        if not self.stalled and self._luns.reaches(copy.url.url):
             try:
                 self._transfer(copy, self._pace)
             except MigrateError as failure:
@@ -416,7 +419,7 @@ class FakeSR:
     def _finish(self, copy: _Copy) -> None:
         if copy.status.state is not CopyState.READY:
             self._end(copy, "the VDI was deactivated before all of it had been copied")
-        elif self.stalled or not self._luns.reachable:
+        elif self.stalled or not self._luns.reaches(copy.url.url):
             self._end(copy, "the other host did not confirm the last writes")
         else:
             try:
@@ -430,7 +433,7 @@ class FakeSR:
 
     def _reach(self, vdi: str, url: TargetUrl) -> _Lun:
         lun = self._luns.luns.get(url.url)
-        if lun is None or not lun.open or not self._luns.reachable:
+        if lun is None or not lun.open or not self._luns.reaches(url.url):
             raise CopyFailed(vdi, f"the LUN {url.url} cannot be opened")
         if lun.password != url.password:
             raise CopyFailed(vdi, "the target did not accept the account")

@@ -209,6 +209,9 @@ class SimHost:
         self.uris_of: Callable[[Capability], list[str]] = lambda capability: [f"direct:{capability.text}"]
         self.up = False
         self.free_memory = 1 << 40
+        self.lost: list[str] = []
+        """Writes of guests that were not on their disks when they went on here."""
+        self._known: set[tuple[str, str]] = set()
         self._driver = driver
         self._options = options
         self._daemon = 0
@@ -266,7 +269,16 @@ class SimHost:
         if sr is None:
             raise OSError(5, "its SR is gone")
         attachment = Attachment(disk.socket_path, disk.export, SIZE)
+        self._read_back(sr, attachment, spec.domain_id, counter)
         sr.guest_write(attachment, counter % SPAN * SECTOR, counter.to_bytes(SECTOR, "big"))
+
+    def _read_back(self, sr: FakeSR, attachment: Attachment, domain: str, counter: int) -> None:
+        """What the guest wrote before `counter`: the write before, and the first time here all that are still there."""
+        known = (domain, attachment.export) in self._known
+        for number in range(max(1, counter - 1 if known else counter - SPAN + 1), counter):
+            if sr.guest_read(attachment, number % SPAN * SECTOR, SECTOR) != number.to_bytes(SECTOR, "big"):
+                self.lost.append(f"{number} on disk {attachment.export}")
+        self._known.add((domain, attachment.export))
 
     # -- VMs ----------------------------------------------------------------------------------
 
@@ -329,9 +341,11 @@ class SimHost:
 
 class TwoHosts:
     """A source, a destination, and the wire between them. `one_pool`: both have the same records, and the destination
-    sees the source's SR if `shared`."""
+    sees the source's SR if `shared`. The destination can be reached in so many `ways`, each a URI of its offers."""
 
-    def __init__(self, clock: Clock, one_pool: bool = False, shared: bool = True, **options: Any) -> None:
+    def __init__(
+        self, clock: Clock, one_pool: bool = False, shared: bool = True, ways: int = 1, **options: Any
+    ) -> None:
         self.clock = clock
         self.wire = Wire(clock)
         luns = FakeLuns()
@@ -344,7 +358,11 @@ class TwoHosts:
             self.source.records.shared = True
         if one_pool and shared:
             self.destination.see(self.source.sr, self.source.srs[self.source.sr].storage)
+        self.luns = luns
         self.source.peers = self._peer
+        self.destination.uris_of = lambda capability: [
+            f"direct:{capability.text}" + (f"#{way}" if way else "") for way in range(ways)
+        ]
         for host in (self.source, self.destination):
             host.start()
         self.most_running = 0
@@ -353,12 +371,12 @@ class TwoHosts:
         self.history: list[int] = []
 
     def _peer(self, uris: list[str]) -> IPeer:
-        capability = uris[0].removeprefix("direct:")
+        capability = uris[0].removeprefix("direct:").partition("#")[0]
 
         def offers() -> Any:
             return self.destination.engine if self.destination.up else None
 
-        return DirectPeer(self.wire, offers, capability, "destination")
+        return DirectPeer(self.wire, offers, capability, "destination", len(uris))
 
     def receive(self, sr: str | None = None) -> list[str]:
         uris: list[list[str]] = []
