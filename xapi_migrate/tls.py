@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
+
+from .whole_file import write_whole
 
 LIFETIME = datetime.timedelta(days=3650)
 PREFIX = "tls:"
@@ -76,8 +77,8 @@ class HostIdentity:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         # the key first: a certificate without its key would be taken for a whole identity
-        _write(self.key_path, secret, 0o600)
-        _write(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        write_whole(self.key_path, secret)
+        write_whole(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
     def certificate(self) -> x509.Certificate:
         return self._chain()[0]
@@ -105,16 +106,6 @@ def trust_root(path: Path) -> Any:
     """An ITrustRoot of the authorities in a PEM file. Blocks for milliseconds. OSError, ValueError."""
     certificates = x509.load_pem_x509_certificates(path.read_bytes())
     return ssl.trustRootFromCertificates([ssl.Certificate(crypto.X509.from_cryptography(one)) for one in certificates])
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 @implementer(IStreamServerEndpoint)

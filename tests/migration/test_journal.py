@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,24 @@ async def test_a_failed_write_is_told_and_nothing_follows_it(tmp_path: Path, mon
 
 @pytest_twisted.ensureDeferred
 async def test_a_record_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real(fd))[1])
-    journal = FileJournals(tmp_path / "journal").begin("receiver", "m")
+    synced: list[str] = []
+    opened: list[str] = []
+    fsync, open_ = os.fsync, os.open
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())), fsync(fd))[1]
+    )
+    monkeypatch.setattr(os, "open", lambda path, *how: (opened.append(str(path)), open_(path, *how))[1])
+    folder = tmp_path / "journal"
+    journals, file = FileJournals(folder), f"{folder}/receiver-m.jsonl"
+    assert await journals.read() == []
+    assert synced == [str(tmp_path), str(folder)]  # the folder may be new
+    synced.clear(), opened.clear()
+    journal = journals.begin("receiver", "m")
     await journal.record(Mark.BEGUN)
-    assert len(synced) == 2  # the file, and the folder that it is new in
+    assert synced == [file, str(folder)]  # the file, and the folder that it is new in
     await journal.record(Mark.COMMITTED)
-    assert len(synced) == 3
+    assert synced[2:] == [file]
+    assert opened == [file, str(folder)]  # no decision needs a descriptor that may not be to be had
 
 
 @pytest_twisted.ensureDeferred
@@ -182,12 +193,16 @@ async def test_a_beginning_that_could_not_be_made_durable_is_not_taken_up_again(
     """The file was written, its folder could not be synced: the call has failed, so the VM is free to be started, and a
     restarted daemon must not go on moving it."""
 
-    def broken(folder: Path) -> None:
-        raise OSError(errno.EIO, "I/O error")
+    real = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "I/O error")
+        real(descriptor)
 
     journals = FileJournals(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("xapi_migrate.migration.journal._sync", broken)
+        patched.setattr(os, "fsync", broken)
         with pytest.raises(JournalFailed):
             await journals.begin("sender", "m-1").record(Mark.BEGUN)
     assert await journals.read() == []

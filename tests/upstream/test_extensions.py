@@ -98,6 +98,7 @@ def test_uninstall_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     folder = install(tmp_path)
     install(tmp_path)  # once more, as after an upgrade
+    (folder / "VM.receive.new").write_text("of an install that was killed")
     said = command(uninstall_extensions, tmp_path / "state")
     assert said.count("removed") == 2
     assert not folder.exists()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from ..whole_file import write_whole
 from ..xenapi.passwords import user_line
 from .connection import asked, password_from
 from .failures import Refused
@@ -64,15 +64,9 @@ def _others(path: Path, name: str) -> list[str]:
 
 def _write(path: Path, lines: list[str]) -> None:
     """All or nothing, readable by its owner alone."""
-    draft = path.with_name(f"{path.name}.new")
     if not path.parent.is_dir():
         raise Refused(f"There is no folder {path.parent}: make it first, readable by its owner alone.")
     try:
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_whole(path, "".join(line if line.endswith("\n") else f"{line}\n" for line in lines))
     except OSError as error:
         raise Refused(f"The file of users {path} cannot be written: {error.strerror}.") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from xapi_migrate.domains.interfaces import DomainDisk, DomainNic, DomainSpec
-from xapi_migrate.processes.naming import naming
+from xapi_migrate.whole_file import write_whole
 
 SPEC = "spec.json"
 """Which hardware it has."""
@@ -29,10 +29,7 @@ def spec_from_json(text: str) -> DomainSpec:
 
 def write_spec(folder: Path, spec: DomainSpec) -> None:
     """It is there whole or not at all. OSError."""
-    draft = folder / f"{SPEC}.new"
-    with naming(folder):
-        draft.write_text(spec_to_json(spec))
-    draft.replace(folder / SPEC)
+    write_whole(folder / SPEC, spec_to_json(spec), durable=False)
 
 
 def folders(root: Path) -> list[Path]:

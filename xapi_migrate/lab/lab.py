@@ -14,6 +14,7 @@ from typing import Any, Self
 from ..cli.failures import Refused
 from ..processes import remains
 from ..processes.child import ProcessName, boot_id, start_time
+from ..whole_file import write_whole
 from .console import wait_for_counters
 from .host import USER, LabHost
 from .provisioning import Guest, create_sr, join_sr, start_guest
@@ -117,12 +118,7 @@ class Lab:
 
     def write(self) -> None:
         """Write lab.json, readable by its owner alone: it holds the passwords."""
-        draft = self.folder / f"{DESCRIPTION}.new"
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(self.description(), file, indent=2)
-            file.write("\n")
-        draft.replace(self.folder / DESCRIPTION)
+        write_whole(self.folder / DESCRIPTION, json.dumps(self.description(), indent=2) + "\n", durable=False)
 
     def _claim(self) -> None:
         """Take the folder: a new or empty one, or that of an earlier lab, whose remains are ended and removed."""

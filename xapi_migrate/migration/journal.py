@@ -24,6 +24,7 @@ from twisted.internet import defer, threads
 from zope.interface import Attribute, Interface, implementer
 
 from ..errors import MigrateError, catalogue
+from ..whole_file import sync_folder
 from .stops import nowhere
 from .story import Story
 
@@ -209,6 +210,7 @@ class FileJournals:
 
     def _read(self) -> list[IJournal]:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(self._folder.parent)  # it may be new
         found: list[IJournal] = []
         for path in sorted(self._folder.glob("*-*.jsonl")):
             role, _, migration = path.stem.partition("-")
@@ -224,7 +226,7 @@ class FileJournals:
                 )  # fmt: skip
             else:
                 path.unlink()  # nothing was promised
-        _sync(self._folder)
+        sync_folder(self._folder)
         return found
 
 
@@ -275,7 +277,7 @@ def _create(path: Path, line: bytes) -> _Open:
     try:
         os.posix_fallocate(file.descriptor, 0, len(line) + RESERVED)
         _append(file, 0, line)
-        _sync(path.parent)
+        os.fsync(file.folder)
     except OSError:
         path.unlink(missing_ok=True)
         file.close()
@@ -302,15 +304,6 @@ def _wipe_tail(file: _Open, length: int) -> None:
 def _remove(path: Path, file: _Open | None) -> None:
     path.unlink(missing_ok=True)
     if file is None:
-        _sync(path.parent)
+        sync_folder(path.parent)
     else:
         os.fsync(file.folder)
-
-
-def _sync(path: Path) -> None:
-    """A folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

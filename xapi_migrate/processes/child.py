@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from zope.interface import implementer
 
 from xapi_migrate.processes.in_thread import in_thread
-from xapi_migrate.processes.naming import naming
+from xapi_migrate.whole_file import write_whole
 
 RECORD = "process.json"
 STARTED_IN = "XAPI_MIGRATE_STARTED_IN"
@@ -174,11 +174,8 @@ def _spawn(folder: Path, argv: Sequence[str], env: Mapping[str, str], pass_fds: 
         )  # fmt: skip
     process.returncode = 0  # reaped through the pidfd: subprocess must not wait for it too
     name = ProcessName(process.pid, start_time(process.pid) or 0, boot_id())
-    draft = folder / f"{RECORD}.new"
     try:
-        with naming(folder):
-            draft.write_text(json.dumps(attrs.asdict(name)))
-        draft.replace(folder / RECORD)
+        write_whole(folder / RECORD, json.dumps(attrs.asdict(name)), durable=False)
     except OSError:  # no room for it, say: nobody would find the process again
         os.kill(process.pid, signal.SIGKILL)
         os.waitpid(process.pid, 0)

@@ -14,12 +14,12 @@ from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from xapi_migrate.errors import SrBackendFailure
-from xapi_migrate.processes.naming import naming
 from xapi_migrate.sm.addresses import bracketed
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.tgt_ipc import Mode, Op, TgtError
 from xapi_migrate.sm.tgt_process import TgtProcess, free_port
 from xapi_migrate.sm.timeouts import SMTimeouts
+from xapi_migrate.whole_file import write_whole
 
 _STATE = "state.json"
 _PREFIX = "iqn.2011-10.org.xapi-migrate:"
@@ -338,8 +338,4 @@ class ISCSIService:
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self._folder / f"{_STATE}.new"
-        draft.touch(mode=0o600)
-        with naming(self._folder):
-            draft.write_text(json.dumps(attrs.asdict(self._state)))
-        draft.replace(self._folder / _STATE)
+        write_whole(self._folder / _STATE, json.dumps(attrs.asdict(self._state)), durable=False)

@@ -18,12 +18,12 @@ from twisted.internet import defer, task, threads
 
 from xapi_migrate.errors import SrBackendFailure
 from xapi_migrate.processes.child import Child, find, spawn
-from xapi_migrate.processes.naming import naming
 from xapi_migrate.sm.addresses import NBDAddress, read_address
 from xapi_migrate.sm.interfaces import TargetUrl
 from xapi_migrate.sm.iscsi_target import migration_id
 from xapi_migrate.sm.tgt_process import free_port
 from xapi_migrate.sm.timeouts import SMTimeouts
+from xapi_migrate.whole_file import write_whole
 
 KEYS = "keys.psk"
 _STATE, _UP = "export.json", "up"
@@ -169,7 +169,7 @@ class NBDService:
         write_key(folder / KEYS, export.url)
         (folder / _UP).unlink(missing_ok=True)
         state = {"migration": export.migration, "vdi": export.vdi, "url": attrs.asdict(export.url)}
-        _write_secret(folder / _STATE, json.dumps(state))
+        write_whole(folder / _STATE, json.dumps(state), durable=False)
         argv = [
             "nbdkit", "--foreground", "--ipaddr", address.address, "--port", str(address.port), "--pidfile", _UP,
             "--tls=require", f"--tls-psk={KEYS}", *(["--readonly"] if read_only else []),
@@ -198,13 +198,4 @@ def write_key(path: Path, url: TargetUrl) -> None:
     """The account of a TargetUrl as a file that GnuTLS reads. ValueError for what cannot be one."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", url.username) or not re.fullmatch(r"[0-9a-f]{64}", url.password):
         raise ValueError(f"the key for {url.url} is not 64 hexadecimal digits")
-    _write_secret(path, f"{url.username}:{url.password}\n")
-
-
-def _write_secret(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    draft.touch(mode=0o600)
-    with naming(path.parent):
-        draft.write_text(text)
-    draft.replace(path)
+    write_whole(path, f"{url.username}:{url.password}\n", durable=False)

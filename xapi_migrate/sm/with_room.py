@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from xapi_migrate.processes.naming import naming
+from xapi_migrate.whole_file import naming
 
 RESERVED = 8 << 10
 """Bytes that a record has room for: it is padded to them with spaces."""

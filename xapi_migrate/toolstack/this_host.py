@@ -18,6 +18,7 @@ from xapi_migrate.store.records import Records
 from xapi_migrate.toolstack.host_interface import HostInterface, interface_with
 from xapi_migrate.toolstack.processors import cpu_info, note_processors
 from xapi_migrate.toolstack.profile import Profile
+from xapi_migrate.whole_file import write_whole
 
 _ROLES = {
     "pool-admin": "May do everything",
@@ -49,9 +50,7 @@ def _inspect(state_dir: Path) -> Machine:
     except FileNotFoundError:
         uuid = str(uuids.uuid4())
         state_dir.mkdir(parents=True, exist_ok=True)
-        draft = state_dir / "host-uuid.new"
-        draft.write_text(f"{uuid}\n")
-        draft.replace(file)
+        write_whole(file, f"{uuid}\n")
     return Machine(uuid, socket.gethostname(), cpu_info())
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import attrs
 
+from ..whole_file import DRAFT, write_whole
 from .calls import NEW_CALLS
 from .extension_program import program
 
@@ -44,7 +44,7 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps({"files": self.files, "folders": self.folders}, indent=1) + "\n", 0o600)
+        write_whole(path, json.dumps({"files": self.files, "folders": self.folders}, indent=1) + "\n")
 
 
 def install(manifest: Path, folder: Path, socket_path: Path) -> list[Path]:
@@ -63,7 +63,7 @@ def install(manifest: Path, folder: Path, socket_path: Path) -> list[Path]:
     Manifest(files, tuple(made)).save(manifest)
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     for path, text in texts.items():
-        _write(path, text, 0o755)
+        write_whole(path, text, 0o755)
     return paths
 
 
@@ -74,6 +74,7 @@ def uninstall(manifest: Path) -> tuple[list[Path], list[Path]]:
     removed, kept = [], []
     for name, digest in known.files.items():
         path = Path(name)
+        path.with_name(path.name + DRAFT).unlink(missing_ok=True)
         if path.is_symlink() or (path.exists() and _digest(path) != digest):
             kept.append(path)
         elif path.exists():
@@ -93,15 +94,3 @@ def uninstall(manifest: Path) -> tuple[list[Path], list[Path]]:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    """All or nothing."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

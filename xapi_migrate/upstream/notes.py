@@ -4,7 +4,6 @@ that they tell of. They hold sessions, so they are for their owner only."""
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -14,8 +13,7 @@ from twisted.logger import Logger
 
 from ..processes.in_thread import in_thread
 from ..toolstack.leftovers import Leftover
-
-DRAFT = ".new"
+from ..whole_file import DRAFT, write_whole
 
 
 class Note(attrs.AttrsInstance, Protocol):
@@ -64,7 +62,7 @@ class Notes(Generic[N]):
     async def save(self, note: N) -> None:
         """It is on disk when this fires. OSError."""
         self.known[note.id] = note
-        await in_thread(_write, self._path(note), json.dumps(attrs.asdict(note)))
+        await in_thread(write_whole, self._path(note), json.dumps(attrs.asdict(note)))
 
     async def forget(self, note: N) -> None:
         """OSError."""
@@ -87,17 +85,3 @@ def read_notes(folder: Path, kind: type[N]) -> tuple[list[N], list[Path]]:
         except (ValueError, TypeError, RecursionError):
             unreadable.append(path)
     return notes, unreadable
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(DRAFT)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
