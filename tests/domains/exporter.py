@@ -7,7 +7,8 @@ from typing import Any
 
 from twisted.internet import reactor
 
-from xapi_migrate.processes import child, qmp
+from xapi_migrate.sm.storage_daemon import StorageDaemon
+from xapi_migrate.sm.timeouts import SMTimeouts
 
 EXPORT = "disk"
 
@@ -19,45 +20,30 @@ class Exporter:
         self.folder = folder
         self.image = image
         self.socket = folder / "nbd.sock"
-        self._child: child.Child | None = None
-        self._qmp: qmp.QMP | None = None
+        self._daemon: StorageDaemon | None = None
 
     async def open(self) -> Exporter:
-        self._child = await child.spawn(
-            reactor,
-            self.folder,
-            [
-                "qemu-storage-daemon",
-                "--chardev",
-                "socket,id=m,path=qmp.sock,server=on,wait=off",
-                "--monitor",
-                "chardev=m",
-            ],
-        )
-        self._qmp = await qmp.connect(reactor, self.folder / "qmp.sock", lambda: self._child.alive)
+        self._daemon = await StorageDaemon.start(reactor, self.folder, SMTimeouts())
         await self._add(driver="file", node_name="file", filename=str(self.image), locking="off")
         refuse = [{"event": "none", "iotype": "write", "errno": 5}]
         await self._add(driver="blkdebug", node_name="refusing", image="file", inject_error=refuse)
         await self._add(driver="raw", node_name="gate", file="file")
-        await self._qmp.execute(
+        await self._daemon.execute(
             "nbd-server-start", {"addr": {"type": "unix", "data": {"path": "nbd.sock"}}, "max-connections": 0}
         )
         export = {"type": "nbd", "id": "e", "node-name": "gate", "name": EXPORT, "writable": True}
-        await self._qmp.execute("block-export-add", export)
+        await self._daemon.execute("block-export-add", export)
         return self
 
     async def _add(self, **options: Any) -> None:
-        await self._qmp.execute("blockdev-add", {key.replace("_", "-"): value for key, value in options.items()})
+        await self._daemon.execute("blockdev-add", {key.replace("_", "-"): value for key, value in options.items()})
 
     async def gate(self, is_open: bool) -> None:
         """Shut: each write is answered with EIO."""
         child_node = "file" if is_open else "refusing"
         options = {"driver": "raw", "node-name": "gate", "file": child_node}
-        await self._qmp.execute("blockdev-reopen", {"options": [options]})
+        await self._daemon.execute("blockdev-reopen", {"options": [options]})
 
     async def close(self) -> None:
-        if self._qmp is not None:
-            self._qmp.close()
-            await self._qmp.closed
-        if self._child is not None:
-            await self._child.kill()
+        if self._daemon is not None:
+            await self._daemon.end()

@@ -177,6 +177,7 @@ async def test_a_datapath_is_asked_for_its_disk(short_tmp: Path) -> None:
 @ensureDeferred
 async def test_a_host_without_xen(tmp_path: Path) -> None:
     assert "libx" in await call(reactor, "destroy", "nobody", tmp_path, 30)
+    assert await call(reactor, "destroy", "nobody", tmp_path, 0.001) == "libxl took longer than 0.001 seconds"
     settings = Config(state_dir=tmp_path / "state", domains="xen", listen=("tcp:0:interface=127.0.0.1",))
     with pytest.raises(OSError, match="Xen's domains on host .* cannot be found: libx"):
         await defer.Deferred.fromCoroutine(open_daemon(settings, reactor))

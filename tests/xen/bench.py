@@ -157,6 +157,10 @@ class XenBench:
         self._exporters[-1].socket.unlink()
         await self._exporters[-1].open()
 
+    def image(self) -> Path:
+        """Of the last disk."""
+        return self._exporters[-1].image
+
     def kill_call(self, spec: DomainSpec) -> None:
         """SIGKILL to the process that calls libxl for the domain."""
         for entry in Path("/proc").glob("[0-9]*"):

@@ -65,6 +65,34 @@ async def test_a_disk_whose_datapath_comes_back(short_tmp: Path) -> None:
             assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_domain_whose_requests_wait_is_ended_and_they_are_never_made(short_tmp: Path) -> None:
+    """Neither by a disk that has lost writes, nor by a destroy: what waits for the datapath must not be written by the
+    disk's next one."""
+    with Bridge() as here, Bridge() as far:
+        async with XenBench(short_tmp, here, far) as bench:
+            for ends in ("lost", "destroyed"):
+                spec = await bench.running()
+                await bench.datapath_dies()
+                await bench.sleep(0.5)
+                image = bench.image()
+                before = image.read_bytes()
+                with pytest.raises(DomainError, match="disk 0 does not take"):
+                    await bench.sender.pause(spec.domain_id)
+                assert await bench.sender.state(spec.domain_id) is DomainState.RUNNING
+                if ends == "lost":
+                    await bench.sender.lose_disk(spec.disks[0].socket_path, "its writes are lost")
+                    assert await bench.sender.state(spec.domain_id) is DomainState.CRASHED
+                else:
+                    await bench.sender.destroy(spec.domain_id)
+                assert devices(spec) == [None]
+                assert not known_to_xen(spec)
+                await bench.datapath_comes_back()
+                await bench.sleep(0.5)
+                assert image.read_bytes() == before
+                await bench.sender.destroy(spec.domain_id)
+
+
 def devices(spec: DomainSpec) -> list[int | None]:
     return [xen_disks.device(spec.domain_id, disk) for disk in spec.disks]
 

@@ -83,9 +83,9 @@ class XenDriver:
         self._link_died()
 
     async def close(self) -> None:
-        for suspension in self._suspensions.values():
+        for suspension in list(self._suspensions.values()):
             await suspension.cancel()
-        for restoration in self._restorations.values():
+        for restoration in list(self._restorations.values()):
             await restoration.cancel()
         for work in list(self._work):
             work.cancel()
@@ -138,7 +138,11 @@ class XenDriver:
         domain = self._get(domain_id, "pause")
         if await self._only(domain, "pause", DomainState.RUNNING, DomainState.PAUSED) is DomainState.RUNNING:
             await domain.call("pause", "pause")
-            await self._settled(domain, "pause")
+            try:
+                await domain.settle()
+            except OSError as failure:
+                await domain.call("run again", "unpause")
+                raise domain.error("pause", failure) from failure
 
     async def unpause(self, domain_id: str) -> None:
         domain = self._get(domain_id, "run")
@@ -161,12 +165,6 @@ class XenDriver:
             await self.pause(domain_id)
         elif await self.state(domain_id) is DomainState.PAUSED:
             await domain.call("run again", "unpause")
-
-    async def _settled(self, domain: XenDomain, action: str) -> None:
-        try:
-            await domain.settle()
-        except OSError as failure:
-            raise domain.error(action, failure) from failure
 
     # -- streams ------------------------------------------------------------------------------
 

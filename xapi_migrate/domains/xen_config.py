@@ -12,6 +12,9 @@ class XenTimeouts:
     call: float = 120.0
     """For one call of libxl's other than a stream. Hotplug scripts of devices are in it, which wait for each other."""
 
+    settle: float = 15.0
+    """For the requests of a domain that stands still to end, and its disks to be flushed."""
+
     question: float = 15.0
     """For a list of domains."""
 

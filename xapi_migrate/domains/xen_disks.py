@@ -19,7 +19,8 @@ PATIENCE = 7 * 24 * 3600
 """Seconds for which a domain's disk waits for its datapath to come back."""
 _READ_ONLY = 2
 _HANDSHAKE = 10.0
-_QUIET = 0.02
+_QUIET, _IDLE = 0.005, 3
+"""blkback has nothing under way when so many looks, so many seconds apart, have found nothing."""
 _OPT_GO, _REP_ACK, _REP_INFO = 7, 1, 3
 _OPTION_MAGIC, _REPLY_MAGIC = b"IHAVEOPT", 0x3E889045565A9
 
@@ -115,14 +116,17 @@ def detach(domain_id: str, disk: DomainDisk) -> None:
             kernel.disconnect(index)
 
 
-def settle(domain_id: str, disk: DomainDisk) -> None:
-    """Of a domain that stands still: wait until no request of the disk is under way, then flush it. OSError."""
+def settle(domain_id: str, disk: DomainDisk, limit: float) -> None:
+    """Of a domain that stands still: wait until no request of the disk is under way, then flush it. OSError, also when
+    requests are there after `limit` seconds; the flush itself takes as long as the datapath is away."""
     index = device(domain_id, disk)
     if index is None:
         raise OSError(19, "its block device is gone")
-    idle = 0
-    while idle < 3:
+    idle, deadline = 0, time.monotonic() + limit
+    while idle < _IDLE:
         busy = any(int(count) for count in Path(f"/sys/block/nbd{index}/inflight").read_text().split())
+        if busy and time.monotonic() > deadline:
+            raise OSError(5, f"requests of its disk {disk.device} do not end")
         idle = 0 if busy else idle + 1
         time.sleep(_QUIET)
     at = os.open(f"/dev/nbd{index}", os.O_RDONLY | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import defer
+from twisted.internet import defer, threads
 from twisted.logger import Logger
 
 from xapi_migrate.domains import xen_disks, xen_watch
@@ -52,10 +52,14 @@ def _prepare(folder: Path, spec: DomainSpec, xen: XenConfig) -> None:
     (folder / CONFIG).write_text(config(spec, xen, devices))
 
 
-def _remove(folder: Path, spec: DomainSpec | None) -> None:
+def _detach(spec: DomainSpec | None) -> None:
     if spec is not None:
         for disk in spec.disks:
             xen_disks.detach(spec.domain_id, disk)
+
+
+def _remove(folder: Path, spec: DomainSpec | None) -> None:
+    _detach(spec)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -119,7 +123,12 @@ class XenDomain:
             domain=self.domain_id, vm=self.spec.vm_uuid if self.spec else "?", host=self._host(), reason=reason,
         )  # fmt: skip
         self.why = reason
+        # Requests that wait for the datapath would be made again at the disk's next one. They fail now, with a guest
+        # that does not see that any more.
+        if await call(self.reactor, "pause", self.domain_id, self.folder, self.xen.timeouts.call) == "":
+            await in_thread(_detach, self.spec)
         await self._destroy()
+        await in_thread(_detach, self.spec)
 
     async def _destroy(self) -> None:
         if await in_thread(self.folder.is_dir):
@@ -135,8 +144,14 @@ class XenDomain:
 
     async def settle(self) -> None:
         """It stands still: wait until its I/O is complete and flushed. OSError."""
+        limit = self.xen.timeouts.settle
         for disk in self.spec.disks if self.spec is not None else ():
-            await in_thread(xen_disks.settle, self.domain_id, disk)
+            # A flush that nobody answers ends with the domain, and nobody waits for it.
+            settled = threads.deferToThread(xen_disks.settle, self.domain_id, disk, limit)
+            try:
+                await settled.addTimeout(2 * limit, self.reactor)
+            except defer.TimeoutError:
+                raise OSError(5, f"its disk {disk.device} does not take what was written to it") from None
 
     async def mend(self) -> bool:
         """Give each of its disks that lost its datapath the one that is there now; whether all have one."""

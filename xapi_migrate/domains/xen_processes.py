@@ -76,9 +76,9 @@ async def call(reactor: Any, verb: str, name: str, folder: Path, limit: float) -
     process = XenProcess(reactor, "xen_call", verb, name, str(folder), lines=lambda line: None)
     try:
         return await process.ended.wait().addTimeout(limit, reactor)
-    except TimeoutError:
+    except defer.TimeoutError:
         process.kill()
-        return f"libxl took longer than {limit:.0f} seconds"
+        return f"libxl took longer than {limit:g} seconds"
 
 
 class XenWatch:
@@ -109,7 +109,7 @@ class XenWatch:
         process.feed(b"\n")
         try:
             return await answer.addTimeout(self._limit, self._reactor)
-        except TimeoutError:
+        except defer.TimeoutError:
             raise OSError(f"Xen did not say within {self._limit:.0f} seconds which domains there are") from None
 
     def _start(self) -> XenProcess:

@@ -25,7 +25,7 @@ async def _end(domain: XenDomain, process: XenProcess) -> str:
     process.give_up()
     try:
         return await process.ended.wait().addTimeout(domain.xen.timeouts.cancel, domain.reactor)
-    except TimeoutError:
+    except defer.TimeoutError:
         process.kill()
         return await process.ended.wait()
 
