@@ -81,7 +81,10 @@ class Sessions:
         self._sweeping.clock = clock
 
     def start(self) -> None:
-        """Begin to end idle sessions."""
+        """Begin to end idle sessions. Who has one open is no stranger."""
+        for ref in self._records.refs("session"):
+            if origin := self._records.get("session", ref).get("_origin"):
+                self._brake.welcome(origin)
         self._sweeping.start(SWEEP_SECONDS, now=False)
 
     def stop(self) -> None:
@@ -90,7 +93,7 @@ class Sessions:
 
     async def login(self, username: str, password: str, origin: str, originator: str = "") -> str:
         """The new session's ref. SessionAuthenticationFailed, after a while if there were bad log-ins from `origin`'s
-        network, at once if too many are being looked at.
+        network, or many from everywhere and none that was good from this; at once if too many are being looked at.
         Who comes by the host's own socket has shown who he is by that, whatever name and password he gives."""
         if origin == TRUSTED:
             return self.open(_LOCAL_USER, origin, originator)
