@@ -11,7 +11,7 @@ from typing import Protocol
 from automat import TypeMachineBuilder
 from zope.interface import Interface
 
-from ..errors import WrongMoment
+from ..errors import MigrationAborted, WrongMoment
 
 
 class IReceiverWork(Interface):
@@ -45,8 +45,11 @@ class IReceiverWork(Interface):
     def decide_nothing() -> None:
         """The journal cannot be written: neither outcome may be told until a restart has read it."""
 
+    def end_unused(reason: Exception) -> None:
+        """Expired or withdrawn before anything came: aborted, and forgotten."""
+
     def end() -> None:
-        """Acknowledged, or expired or withdrawn unused: forget the migration."""
+        """Acknowledged: forget the migration."""
 
 
 class Receiver(Protocol):
@@ -218,16 +221,21 @@ def _decide_nothing(receiver: Receiver, work: IReceiverWork, reason: Exception) 
     work.decide_nothing()
 
 
-@offered.upon(Receiver.expire).to(gone)  # nothing was promised, nothing is there
 @committed.upon(Receiver.acknowledged).to(gone)
 @aborted.upon(Receiver.acknowledged).to(gone)
 def _end(receiver: Receiver, work: IReceiverWork) -> None:
     work.end()
 
 
+# Nothing was promised, nothing is there.
 @offered.upon(Receiver.abort).to(gone)
-def _end_unused(receiver: Receiver, work: IReceiverWork, reason: Exception) -> None:
-    work.end()
+def _withdraw(receiver: Receiver, work: IReceiverWork, reason: Exception) -> None:
+    work.end_unused(reason)
+
+
+@offered.upon(Receiver.expire).to(gone)
+def _expire(receiver: Receiver, work: IReceiverWork) -> None:
+    work.end_unused(MigrationAborted("its offer has expired"))
 
 
 @offered.upon(Receiver.done).loop()
@@ -250,6 +258,7 @@ _after_done = (
     cleaning_up,
     aborted,
     undecided,
+    gone,
 )
 for _state in _after_done:
     _state.upon(Receiver.done).loop().returns(None)

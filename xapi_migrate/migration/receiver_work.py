@@ -193,6 +193,11 @@ class ReceiverWork:
         )
         self.decision.cannot_be_made()
 
+    def end_unused(self, reason: Exception) -> None:
+        self.decision.is_durable(Answer(Outcome.ABORTED, str(reason)))  # nothing is there that a restart would find
+        self.decision.tell()
+        self.end()
+
     def end(self) -> None:
         self.watches.stop()
         self._ended()

@@ -113,6 +113,8 @@ class Receiving:
     async def put_metadata(self, document: bytes) -> int:
         digest = sha256(document).hexdigest()
         if not self.migration.document:
+            if self.revoked:  # while the document was on its way
+                raise MigrationAborted(self._decision.answer.reason)
             self.migration.vm = import_vm(document)
             self.migration.document = digest
             self._work.task.begin()
@@ -157,10 +159,6 @@ class Receiving:
         return self._decision.answer
 
     async def delete(self, reason: str, acknowledge: Outcome | None = None) -> Answer:
-        if self.state == "Offered":
-            self._decision.is_durable(Answer(Outcome.ABORTED, reason))  # nothing is there that a restart would find
-            self._machine.abort(MigrationAborted(reason))
-            return self._decision.answer
         self._machine.abort(MigrationAborted(reason))
         answer = await self._decision.await_it()
         if acknowledge is answer.outcome:
