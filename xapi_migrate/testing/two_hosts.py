@@ -341,18 +341,28 @@ class SimHost:
 
 class TwoHosts:
     """A source, a destination, and the wire between them. `one_pool`: both have the same records, and the destination
-    sees the source's SR if `shared`. The destination can be reached in so many `ways`, each a URI of its offers."""
+    sees the source's SR if `shared`. The destination can be reached in so many `ways`, each a URI of its offers.
+    `own_clocks`: each host has one of its own, which goes with that of the world unless it is among the `stopped`."""
 
     def __init__(
-        self, clock: Clock, one_pool: bool = False, shared: bool = True, ways: int = 1, **options: Any
+        self,
+        clock: Clock,
+        one_pool: bool = False,
+        shared: bool = True,
+        ways: int = 1,
+        own_clocks: bool = False,
+        **options: Any,
     ) -> None:
         self.clock = clock
         self.wire = Wire(clock)
         luns = FakeLuns()
         settings = {"times": TIMES, "insecure_storage": True, "test_options": True, **options}
-        self.source = SimHost("source", clock, luns, settings)
+        clocks = [Clock(), Clock()] if own_clocks else [clock, clock]
+        self._clocks = [clock, *clocks] if own_clocks else [clock]
+        self.stopped: list[Clock] = []
+        self.source = SimHost("source", clocks[0], luns, settings)
         self.destination = SimHost(
-            "destination", clock, luns, settings, records=self.source.records if one_pool else None
+            "destination", clocks[1], luns, settings, records=self.source.records if one_pool else None
         )
         if one_pool:
             self.source.records.shared = True
@@ -403,7 +413,9 @@ class TwoHosts:
             self.look()
             if until():
                 return True
-            self.clock.advance(step)
+            for clock in self._clocks:
+                if clock not in self.stopped:
+                    clock.advance(step)
         self.look()
         return until()
 
