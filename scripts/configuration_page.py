@@ -40,7 +40,7 @@ heartbeat_interval = 10
 
 TAIL = """
 Other figures are not settings: those of storage are in `xapi_migrate/sm/timeouts.py`, those of domains in
-`xapi_migrate/domains/qemu_config.py`, that of the memory connection in `xapi_migrate/uris/socket_options.py`.
+`xapi_migrate/domains/qemu_config.py`.
 """
 
 

@@ -81,6 +81,7 @@ def test_a_relative_state_folder_becomes_absolute() -> None:
         ({"state_dir": "/x", "denied_networks": ["everything"]}, "denied_networks is a list of networks"),
         ({"state_dir": "/x", "times": {"heartbeat_interval": -1}}, "times.heartbeat_interval is a number of seconds"),
         ({"state_dir": "/x", "times": {"poll": "nan"}}, "times.poll is a number of seconds above 0"),
+        ({"state_dir": "/x", "times": {"memory_silence": 1}}, "times.memory_silence is 2 or more"),
         ({"state_dir": "/x", "times": {"stall": 0}}, "times.stall is a number of seconds above 0"),
         ({"state_dir": "/x", "times": {"guard": "inf"}}, "times.guard is a number of seconds above 0"),
         ({"state_dir": "/x", "times": {"iscsi_silence": 2}}, "times.iscsi_silence is 3 or more, not 2"),

@@ -40,6 +40,9 @@ class MigrationTimes:
     # After this long without an answer (iSCSI NOP) the target gives up the session of a sender's copier: whole seconds,
     # 3 or more. A new copier starts 3 seconds later at the soonest, so that no write of the old one overtakes its own.
     iscsi_silence: int = 9
+    # After this long without an acknowledgement the connection that memory is sent on is broken, and the migration
+    # fails: whole seconds, 2 or more. Linux counts a host that acknowledges but reads nothing at all as silent too.
+    memory_silence: int = 10
 
 
 @attrs.frozen

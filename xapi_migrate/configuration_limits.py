@@ -20,6 +20,7 @@ CHOICES = {
     "api_socket_mode": ("0600", "0660"),
 }
 LEAST = {"iscsi_port": 0, "sends_at_once": 0, "receives_at_once": 0, "metadata_limit": 1, "request_limit": 1}
+LEAST_TIMES = {"iscsi_silence": NOPS, "memory_silence": 2}
 FILES = ("certificate", "private_key", "authorities", "upstream_authorities")
 NOT_EMPTY = ("listen", "schemes", "accelerators")
 
@@ -47,8 +48,9 @@ def _check_times(config: Config) -> str:
     for name, value in {"member_interval": config.member_interval, "member_lost": config.member_lost, **times}.items():
         if not (value > 0 and math.isfinite(value)):
             return f"{name} is a number of seconds above 0, not {value}."
-    if config.times.iscsi_silence < NOPS:
-        return f"times.iscsi_silence is {NOPS} or more, not {config.times.iscsi_silence}."
+    for name, least in LEAST_TIMES.items():
+        if getattr(config.times, name) < least:
+            return f"times.{name} is {least} or more, not {getattr(config.times, name)}."
     return ""
 
 

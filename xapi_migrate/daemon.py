@@ -214,7 +214,7 @@ async def _open(daemon: Daemon, config: Config, reactor: Any) -> None:
     await toolstack.machines.resync()
     server.start()
 
-    tree = MigrationTree(engine, config.metadata_limit, reactor)
+    tree = MigrationTree(engine, config.metadata_limit, reactor, config.times.memory_silence)
     served: Callable[[MigrationTree | None], Any] = partial(
         server.site, request_limit=config.request_limit,
         imports=server.imports(MetadataImporting(records), config.metadata_limit),

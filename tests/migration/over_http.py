@@ -111,7 +111,7 @@ class OverHttp:
     async def open(self) -> None:
         for host in (self.source, self.destination):
             host.start()
-        tree = MigrationTree(self.destination.engine, METADATA_LIMIT, reactor)
+        tree = MigrationTree(self.destination.engine, METADATA_LIMIT, reactor, 10)
         site = MigrationSite(Resource(), tree, requestFactory=self.watch.request)
         for endpoint in (
             serverFromString(reactor, "tcp:0:interface=127.0.0.1"),

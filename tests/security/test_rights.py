@@ -38,7 +38,7 @@ async def test_a_session_does(tmp_path: Path) -> None:
 def test_a_capability_does_and_with_its_headers() -> None:
     offers = Offers()
     capability = offers.add(Receiving())
-    site = ApiSite(Resource(), MigrationTree(offers, 1000, reactor), reactor=Clock())  # type: ignore[no-untyped-call]
+    site = ApiSite(Resource(), MigrationTree(offers, 1000, reactor, 10), reactor=Clock())  # type: ignore[no-untyped-call]
     site.entrance = Entrance(Clock(), ROOM)
     for text, known in ((capability.text, True), ("A" * len(capability.text), False)):
         protocol, _ = connect(site)

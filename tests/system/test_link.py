@@ -15,6 +15,7 @@ from tests.system import labs
 from tests.system.namespaces import Link, distant_hosts, inside
 from tests.system.relay import Relay
 from tests.system.world import GuestOf, World, as_raw
+from xapi_migrate.config import MigrationTimes
 from xapi_migrate.lab.lab import Lab
 from xapi_migrate.lab.provisioning import Guest
 from xapi_migrate.testing.guests.ticker import Ticker
@@ -176,6 +177,38 @@ def test_a_link_that_stays_cut(link: Link, far: World, tmp_path: Path, step: str
     far.wait(lambda: all("journal" in left for left in far.left_behind(far.destination)), "the receiver goes on")
     link.heal()
     unbroken(far, made, tmp_path, moved=False)
+
+
+def test_memory_over_a_link_that_falls_silent(link: Link, tmp_path: Path) -> None:
+    """Both sides give up after `memory_silence`, long before a heartbeat is lost or an answer is late. The client is
+    told 5 s later, for which the sender tries to tell the receiver."""
+    link.shape(FAST)
+    link.heal()
+    settings = {**SETTINGS, "memory_silence": 2, "heartbeat_lost": 60.0, "request": 40.0}
+    began: list[float] = []
+
+    def cut() -> None:
+        link.cut()
+        began.append(time.monotonic())
+
+    try:
+        with labs.folder() as folder:
+            lab = Lab(folder, settings=settings)
+            lab.hosts = distant_hosts(link, lab.hosts)
+            with inside(link.path("s")), lab:
+                world = World(lab)
+                made = world.new_guest(world.source, Guest(filled=2, ticker=FULL))
+                seen = world.follow(world.begin(made.uuid, world.receive()), at_step(world, "4.1", cut))
+                assert seen.status == "failure", "the memory was sent before the link was cut"
+                print(f"{time.monotonic() - began[0]:.1f} s, {seen.error_info}")
+                assert "PUT memory" in " ".join(seen.error_info)
+                assert time.monotonic() - began[0] < MigrationTimes().memory_silence
+                left = world.left_behind(world.destination)
+                assert all("journal" in one for one in left), f"the receiver goes on: {left}"
+                link.heal()
+                unbroken(world, made, tmp_path, moved=False)
+    finally:
+        link.heal()
 
 
 def test_a_guest_that_writes_faster_than_the_link_carries(link: Link, far: World, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ async def beside(toolstack: Toolstack, kept: Kept, at: int = 0) -> AsyncIterator
     await receives.begin()
     await moves.begin()
     overlay = open_overlay(upstream, server, 300 << 10)
-    site, connections = front(overlay, MigrationTree(engine, 4 << 20, reactor)), []
+    site, connections = front(overlay, MigrationTree(engine, 4 << 20, reactor, 10)), []
     build_protocol = site.buildProtocol
 
     def noted(address: Any) -> Any:

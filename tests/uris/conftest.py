@@ -60,7 +60,7 @@ class Served:
 @pytest_twisted.async_yield_fixture
 async def served(tmp_path):
     receiving, offers = Receiving(), Offers()
-    tree = MigrationTree(offers, METADATA_LIMIT, reactor)
+    tree = MigrationTree(offers, METADATA_LIMIT, reactor, 10)
     root = Resource()
     root.putChild(b"migrate", tree)
     root.putChild(b"jsonrpc", Api())

@@ -20,7 +20,7 @@ METHODS = ["HEAD", "GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "get", ""
 OFFERS = Offers()
 RECEIVING = Receiving()
 GOOD = OFFERS.add(RECEIVING).text
-TREE = MigrationTree(OFFERS, 1000, reactor)
+TREE = MigrationTree(OFFERS, 1000, reactor, 10)
 
 RIGHT = {
     "": {"HEAD", "GET", "DELETE"},
@@ -127,7 +127,7 @@ def test_after_the_end_only_three_things_are_answered():
     receiving = Receiving()
     offers = Offers()
     good = offers.add(receiving).text
-    tree = MigrationTree(offers, 1000, reactor)
+    tree = MigrationTree(offers, 1000, reactor, 10)
     receiving.revoked = True
     for rest, methods in RIGHT.items():
         for method in methods:
@@ -142,7 +142,7 @@ def test_only_who_holds_a_capability_is_a_sign_of_life():
     receiving = Receiving()
     offers = Offers()
     good = offers.add(receiving).text
-    tree = MigrationTree(offers, 1000, reactor)
+    tree = MigrationTree(offers, 1000, reactor, 10)
     tree.admit(b"HEAD", f"/migrate/{Capability.new().text}".encode())
     tree.admit(b"HEAD", f"/migrate/{good}/x".encode())
     assert receiving.touched == 0

@@ -388,7 +388,7 @@ async def test_ipv6():
 
     offers = Offers()
     capability = offers.add(Receiving())
-    site = MigrationSite(Resource(), MigrationTree(offers, 1000, reactor))
+    site = MigrationSite(Resource(), MigrationTree(offers, 1000, reactor, 10))
     port = await serverFromString(reactor, r"tcp:0:interface=\:\:1").listen(site)
     peer = peer_of(f"http://[::1]:{port.getHost().port}/migrate/{capability.text}")
     try:

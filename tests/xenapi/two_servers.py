@@ -209,7 +209,7 @@ async def one_server(folder: Path, name: str, luns: FakeLuns, profile: Profile |
     await engine.start(server.tasks.resume)
     server.start()
     imports = server.imports(MetadataImporting(records), 4 << 20)
-    site = server.site(MigrationTree(engine, 4 << 20, reactor), imports=imports)
+    site = server.site(MigrationTree(engine, 4 << 20, reactor, 10), imports=imports)
     door = Door(site)
     listeners.append(Listener("http", "127.0.0.1", door.number))
     try:

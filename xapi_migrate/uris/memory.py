@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from .request import MigrationRequest
 
 
-def receive(request: MigrationRequest, receiving: IReceiving, length: int | None, reactor: Any) -> Exchange:
+def receive(
+    request: MigrationRequest, receiving: IReceiving, length: int | None, reactor: Any, silence: int
+) -> Exchange:
     """The exchange of a PUT memory whose headers are in.
 
     With `Upgrade` on plain http the hypervisor takes the TCP socket; else the body, chunked or of a known length,
-    is carried to it. 426 tells a sender that asked for the upgrade to send the body instead.
+    is carried to it. 426 tells a sender that asked for the upgrade to send the body instead. `silence`: see
+    MigrationTimes.memory_silence.
     """
     if _wants_upgrade(request):
         reply = _why_no_upgrade(request, receiving, length)
-        return HandedOverMemory(request, receiving) if reply is None else _refusing(request, reply, length)
+        return HandedOverMemory(request, receiving, silence) if reply is None else _refusing(request, reply, length)
     if length == 0:
         return _refusing(request, refused(400, "PUT memory came without a body and without an upgrade."), length)
-    return CarriedMemory(request, receiving, reactor)
+    return CarriedMemory(request, receiving, reactor, silence)
 
 
 def _refusing(request: MigrationRequest, reply: Reply, length: int | None) -> Exchange:

@@ -40,7 +40,8 @@ class CarriedMemory:
     hypervisor reads and no faster. The end of the body is the end of the stream. Nothing is collected: what
     cannot be written at once stops the reading."""
 
-    def __init__(self, request: MigrationRequest, receiving: IReceiving, reactor: Any) -> None:
+    def __init__(self, request: MigrationRequest, receiving: IReceiving, reactor: Any, silence: int) -> None:
+        self._silence = silence
         self._request = request
         self._receiving = receiving
         self._reactor = reactor
@@ -59,7 +60,7 @@ class CarriedMemory:
     def began(self, length: int | None) -> None:
         self._request.without_time_out()
         self._channel.transport.pauseProducing()
-        expect_life(tcp_socket(self._channel.transport))
+        expect_life(tcp_socket(self._channel.transport), self._silence)
         read_more(self._channel.transport)
         ours, self._theirs = local_pair()
         self._sink = adopt(self._reactor, ours, _Sink(self)).transport

@@ -29,7 +29,8 @@ class HandedOverMemory:
     """The daemon stops reading, the hypervisor reads from a duplicate of the socket. Then the daemon answers on
     the same connection, which serves further requests if the stream came whole."""
 
-    def __init__(self, request: MigrationRequest, receiving: IReceiving) -> None:
+    def __init__(self, request: MigrationRequest, receiving: IReceiving, silence: int) -> None:
+        self._silence = silence
         self._request = request
         self._receiving = receiving
         self._channel: Any = request.channel
@@ -74,7 +75,7 @@ class HandedOverMemory:
             self._request.refuse(refused(400, "Bytes of the stream came before 101 Switching Protocols."))
             return
         self._socket = self._channel.transport.getHandle()
-        expect_life(self._socket)
+        expect_life(self._socket, self._silence)
         self._look = self._channel.callLater(LOOK, self._look_for_life)
 
         async def put() -> None:

@@ -119,7 +119,7 @@ class MemorySender:
             raise
         except Exception as why:
             raise PeerSilent(self._request, describe(why, self._uri, self._times.connect)) from None
-        expect_life(reader.socket())
+        expect_life(reader.socket(), self._times.memory_silence)
         return reader
 
     async def _asked(self, reader: ResponseReader, wanted: int, *headers: str) -> ResponseHead:

@@ -76,7 +76,7 @@ class MigrationRequest(server.Request):
             return
         shown(self, admitted.receiving)
         if isinstance(admitted.verb, Streamed):
-            self.exchange = receive(self, admitted.receiving, length, tree.reactor)
+            self.exchange = receive(self, admitted.receiving, length, tree.reactor, tree.memory_silence)
         else:
             verb = admitted.verb
             acknowledge = ",".join(self.requestHeaders.getRawHeaders("acknowledge", []))

@@ -7,10 +7,6 @@ import socket
 import struct
 from typing import Any
 
-SILENCE = 10
-"""Seconds without an acknowledgement after which the kernel breaks a memory stream's connection. Linux counts a
-receiver that acknowledges but reads nothing at all for so long as silent too."""
-
 PAIR_BUFFER = 1 << 20
 """Bytes that a local pair holds, each way."""
 
@@ -38,16 +34,16 @@ def read_more(transport: Any) -> None:
         transport = getattr(transport, "transport", None)
 
 
-def expect_life(sock: socket.socket | None) -> None:
-    """Let the kernel break the connection when the other host has been silent for SILENCE seconds, whether bytes are
+def expect_life(sock: socket.socket | None, silence: int) -> None:
+    """Let the kernel break the connection when the other host has been silent for so many seconds, whether bytes are
     on their way (user time-out) or not (keepalive). Nothing happens for what is no TCP socket."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence * 1000)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, silence // 2)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENCE // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, silence - silence // 2)
 
 
 def notice_death(sock: socket.socket | None) -> None:

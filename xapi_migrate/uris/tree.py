@@ -66,9 +66,10 @@ class MigrationTree(Resource):
 
     isLeaf = True
 
-    def __init__(self, offers: IOffers, metadata_limit: int, reactor: Any) -> None:
+    def __init__(self, offers: IOffers, metadata_limit: int, reactor: Any, memory_silence: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reactor = reactor
+        self.memory_silence = memory_silence
         self._offers = offers
         self._routes: dict[str, dict[str, Verb | Streamed]] = {
             "base": {"HEAD": Verb(status.head), "GET": Verb(status.get), "DELETE": Verb(status.delete)},
