@@ -1,16 +1,17 @@
-"""The clocks of both hosts are set forward or back by hours while a migration is under way: nothing times out, nothing
-waits for hours, no offer and no session expires. libfaketime shows the daemons, and what they start, another wall
-clock; the monotonic one is left alone, as it is when a clock is set."""
+"""The clocks of both hosts, or of one, are set forward or back by hours while a migration is under way: nothing times
+out, nothing waits for hours, no offer and no session expires. libfaketime shows the daemons, and what they start,
+another wall clock; the monotonic one is left alone, as it is when a clock is set."""
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import XenAPI
@@ -29,38 +30,54 @@ SEEN = 1
 """Seconds for which a process believes what it has read in the file of its clock."""
 
 
-class Clock:
-    """The wall clock of all processes that are started with `environment`."""
+class Clocks:
+    """The wall clocks of daemons, one per host, and of all processes that they start."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.set(0)
-        self.environment = {
-            "LD_PRELOAD": str(LIBRARY),
-            "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_CACHE_DURATION": str(SEEN),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",
-        }
+    environment: ClassVar = {
+        "LD_PRELOAD": str(LIBRARY),
+        "FAKETIME_CACHE_DURATION": str(SEEN),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
 
-    def set(self, hours: int) -> None:
-        """Wrong by so much, for each process from its next look at the time on."""
-        draft = self._file.with_suffix(".new")
-        draft.write_text(f"{hours:+d}h\n")
-        draft.replace(self._file)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def start(self, host: LabHost, start: Callable[[LabHost], None]) -> None:
+        """Start its daemon, with its clock."""
+        if not self._file(host).exists():
+            self._write(host, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            patch.setenv("FAKETIME_TIMESTAMP_FILE", str(self._file(host)))
+            start(host)
+
+    def set(self, hours: int, *hosts: LabHost) -> None:
+        """Wrong by so much, for each of their processes from its next look at the time on."""
+        for host in hosts:
+            self._write(host, hours)
         time.sleep(2 * SEEN + 0.2)  # it counts whole seconds
 
+    def _write(self, host: LabHost, hours: int) -> None:
+        draft = self._file(host).with_suffix(".new")
+        draft.write_text(f"{hours:+d}h\n")
+        draft.replace(self._file(host))
+
+    def _file(self, host: LabHost) -> Path:
+        return self._folder / host.name
+
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
-    return Clock(tmp_path_factory.mktemp("clock") / "offset")
+def clocks(tmp_path_factory: pytest.TempPathFactory) -> Clocks:
+    return Clocks(tmp_path_factory.mktemp("clocks"))
 
 
 @pytest.fixture(scope="module")
-def ground(clock: Clock) -> Iterator[Ground]:
+def ground(clocks: Clocks) -> Iterator[Ground]:
+    real = LabHost.start
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in clock.environment.items():
-            patch.setenv(name, value)
+        patch.setattr(LabHost, "start", lambda host: clocks.start(host, real))
         ground = Ground()
         try:
             ground.open()
@@ -70,25 +87,32 @@ def ground(clock: Clock) -> Iterator[Ground]:
 
 
 POINTS = [Point("sender", "1.4"), Point("receiver", "2.3"), Point("sender", "3.6"), Point("receiver", "4.2")]
-USUAL = [(POINTS[2], HOURS), (POINTS[3], -HOURS)]
+WHOSE = ("both", "sender", "receiver")
+USUAL = [(POINTS[2], HOURS, "both"), (POINTS[3], -HOURS, "receiver")]
 
 
 @pytest.mark.parametrize(
-    ("point", "hours"),
+    ("point", "hours", "whose"),
     [
-        pytest.param(*case, id=f"{case[0]}-{case[1]:+d}h", marks=() if case in USUAL else pytest.mark.every_cell)
-        for case in ((point, hours) for point in POINTS for hours in (HOURS, -HOURS))
+        pytest.param(
+            *case,
+            id=f"{case[0]}-{case[1]:+d}h-{case[2]}",
+            marks=() if case in USUAL else pytest.mark.every_cell,
+        )
+        for case in itertools.product(POINTS, (HOURS, -HOURS), WHOSE)
     ],
 )
-def test_the_clocks_are_set(ground: Ground, clock: Clock, point: Point, hours: int) -> None:
+def test_the_clocks_are_set(ground: Ground, clocks: Clocks, point: Point, hours: int, whose: str) -> None:
     ground.open()
-    clock.set(0)
+    sender, receiver = ground.sender, ground.receiver
+    struck = {"both": (sender, receiver), "sender": (sender,), "receiver": (receiver,)}[whose]
+    clocks.set(0, sender, receiver)
     client, sessions, offers = Client(), [], []
 
     def strike(ground: Ground) -> None:
         offers.extend(ground.world.receive(host=other))
         sessions.append(log_in(other))
-        clock.set(hours)
+        clocks.set(hours, *struck)
 
     other = ground.receiver if point.role == "sender" else ground.sender
     assert off_by(other) == pytest.approx(0, abs=0.5)
@@ -97,7 +121,8 @@ def test_the_clocks_are_set(ground: Ground, clock: Clock, point: Point, hours: i
     answer = urllib.request.urlopen(urllib.request.Request(offers[0], method="HEAD"), timeout=10)
     assert answer.status == 200
     urllib.request.urlopen(urllib.request.Request(offers[0], method="DELETE"), timeout=10).close()
-    assert off_by(other) == pytest.approx(hours, abs=0.5), "its clock was not set at all"
+    for host in (sender, receiver):
+        assert off_by(host) == pytest.approx(hours if host in struck else 0, abs=0.5), "another clock was set, or none"
 
 
 def log_in(host: LabHost) -> Any:
