@@ -20,6 +20,7 @@ from tests.xenapi.two_servers import PASSWORD, USER
 from xapi_migrate.errors import OperationNotAllowed
 from xapi_migrate.migration.journal import Mark
 from xapi_migrate.testing.memory_journals import Crash
+from xapi_migrate.together import started
 from xapi_migrate.upstream.lease import BLOCKED
 from xapi_migrate.upstream.reading import record_of
 
@@ -224,11 +225,13 @@ async def test_the_upstream_dies_after_commit(kind: str, tmp_path: Path) -> None
         await w.nothing_here(here)
 
 
-@pytest.mark.parametrize("moment", ["VM.receive", "2.1", "COMMIT"])
+@pytest.mark.parametrize(
+    ("moment", "by_two"), [("VM.receive", False), ("2.1", False), ("2.1", True), ("COMMIT", False)]
+)
 @pytest_twisted.ensureDeferred
-async def test_the_session_ends(kind: str, tmp_path: Path, moment: str) -> None:
+async def test_the_session_ends(kind: str, tmp_path: Path, moment: str, by_two: bool) -> None:
     """Before COMMIT that ends the migration, with a reason; after it the VM waits, locked. Whoever comes next with a
-    session of his own settles it."""
+    session of his own settles it, also if he comes while it is tried with the session that has ended."""
     async with world(tmp_path, kind) as w, beside(w.upstream.toolstack, w.kept) as here:
         uris = await w.offer(here)
 
@@ -250,7 +253,15 @@ async def test_the_session_ends(kind: str, tmp_path: Path, moment: str) -> None:
             assert not any(one.session in said for one in here.arrivals.known.values())
         w.locked_if_there()
         assert len(here.arrivals.known) == (0 if moment == "VM.receive" else 1)
-        await w.offer(here)
+        await w.until(lambda: here.arrivals.waiting.keys() == here.arrivals.known.keys(), "it is not tried at all")
+        if by_two:
+            [arrival] = here.arrivals.known.values()
+            session = await threads.deferToThread(session_of, here, w.upstream.user)
+            first = started(here.arrivals.settle(arrival))
+            assert not await here.arrivals.settle(arrival, session.handle)
+            assert await first
+        else:
+            await w.offer(here)
         await w.nothing_here(here)
         if moment == "COMMIT":
             w.arrived()

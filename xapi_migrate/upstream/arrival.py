@@ -61,6 +61,8 @@ class Arrivals:
         self._clock = clock
         self._notes = Notes(folder, Arrival)
         self._settling: set[str] = set()
+        self._sessions: dict[str, str] = {}
+        """By ids: the session of who came while another's was being tried."""
         self.waiting: dict[str, str] = {}
         """By the ids of those that the upstream was to be told of and could not be yet: why."""
         self.known = self._notes.known
@@ -80,20 +82,31 @@ class Arrivals:
 
     async def settle(self, arrival: Arrival, session: str = "") -> bool:
         """Hand the VM to its owner, or remove all of it; by `session`, or that of VM.receive. False: it could not be
-        done yet, or is just being done. Never anything for a VM of which nothing is decided."""
-        if arrival.state not in (ARRIVED, GIVEN_UP) or arrival.id in self._settling:
+        done yet, or is just being done: where that fails it is tried again by this session. Never anything for a VM of
+        which nothing is decided."""
+        if arrival.state not in (ARRIVED, GIVEN_UP):
             return False
+        if arrival.id in self._settling:
+            self._sessions[arrival.id] = session
+            return False
+        why = await self._try(arrival, session or arrival.session)
+        while why and (next_one := self._sessions.pop(arrival.id, "")):
+            why = await self._try(arrival, next_one)
+        self._sessions.pop(arrival.id, None)
+        if why:
+            self.waiting[arrival.id] = why
+            log.warn("The toolstack's VM {vm} waits: {why}", vm=arrival.uuid, why=why)
+        return not why
+
+    async def _try(self, arrival: Arrival, session: str) -> str:
+        """`conclude`; why it could not be done, "" if it was."""
         try:
-            await self.conclude(arrival, session or arrival.session)
+            await self.conclude(arrival, session)
         except RemoteError as refusal:
-            why = refusal.failure()[0]  # not its whole text: it may name the session
+            return refusal.failure()[0]  # not its whole text: it may name the session
         except (MigrateError, OSError) as failure:
-            why = str(failure)
-        else:
-            return True
-        self.waiting[arrival.id] = why
-        log.warn("The toolstack's VM {vm} waits: {why}", vm=arrival.uuid, why=why)
-        return False
+            return str(failure)
+        return ""
 
     async def conclude(self, arrival: Arrival, session: str) -> None:
         """Hand the VM to its owner, or remove all of it: only where that is decided. RemoteError, UpstreamSilent,
