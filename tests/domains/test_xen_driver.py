@@ -3,6 +3,7 @@ tests/xen."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet import defer
 
 from tests.domains.hosts import sleep
 from tests.xen.bench import Bridge, XenBench
@@ -146,6 +148,41 @@ async def test_a_disk_that_does_not_settle(
         await bench.sender.resume(spec.domain_id)
         stood = len(bench.printed(spec))
         await bench.until(lambda: len(bench.printed(spec)) > stood, "that it runs on")
+
+
+@ensureDeferred
+async def test_it_runs_again_when_a_suspend_of_an_earlier_daemon_is_over(
+    short_tmp: Path, fake: FakeXen, devices: dict[str, DomainDisk], bridges: tuple[Bridge, Bridge]
+) -> None:
+    """That one may stop the guest yet: whoever looked before would leave it so."""
+    async with Bench(short_tmp, *bridges, fake) as bench:
+        spec = await bench.running()
+        with (short_tmp / "sender" / "domains" / spec.domain_id / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            resumed = defer.Deferred.fromCoroutine(bench.sender.resume(spec.domain_id))
+            await bench.sleep(0.5)
+            assert not resumed.called
+            fake.stop(spec.domain_id)
+        await resumed
+        assert await bench.sender.state(spec.domain_id) is DomainState.RUNNING
+
+
+@pytest.mark.parametrize("reboot", [True, False])
+@ensureDeferred
+async def test_a_domain_that_is_gone_at_the_daemons_start(
+    short_tmp: Path, fake: FakeXen, devices: dict[str, DomainDisk], bridges: tuple[Bridge, Bridge], reboot: bool
+) -> None:
+    """One that ended with its host has not crashed by itself."""
+    async with Bench(short_tmp, *bridges, fake) as bench:
+        spec = await bench.running()
+        await bench.sender.close()
+        fake.crash(spec.domain_id)
+        if reboot:
+            (short_tmp / "sender" / "domains" / spec.domain_id / "boot").write_text("another")
+        bench.sender = bench._driver("sender")
+        await bench.sender.open()
+        assert await bench.sender.state(spec.domain_id) is DomainState.CRASHED
+        assert bool(bench.sender.why(spec.domain_id)) is not reboot
 
 
 @ensureDeferred

@@ -180,6 +180,11 @@ class FakeXen:
             if domid is not None:
                 self.do_destroy(domid)
 
+    def stop(self, name: str) -> None:
+        """As at the end of a suspend."""
+        with self._lock:
+            self.do_stop(self.do_domid(name) or 0)
+
     def reset(self, name: str) -> None:
         with self._lock:
             self.do_reset(self.do_domid(name) or 0)

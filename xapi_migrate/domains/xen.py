@@ -159,8 +159,7 @@ class XenDriver:
         state = await self.state(domain_id)
         if state in GONE:
             raise self._error(domain_id, "run again", f"it is {state.value}")
-        if state is DomainState.SUSPENDED:
-            await domain.call("run again", "resume")
+        await domain.call("run again", "resume")
         if paused:
             await self.pause(domain_id)
         elif await self.state(domain_id) is DomainState.PAUSED:
@@ -313,7 +312,7 @@ class XenDriver:
         if state not in (DomainState.SHUTDOWN, DomainState.CRASHED) or domain.told is state:
             return
         domain.told = state
-        if state is DomainState.CRASHED and not domain.why:
+        if state is DomainState.CRASHED and not domain.why and domain.of_this_boot:
             domain.why = "its guest crashed, or somebody destroyed it"
         for watcher in list(self._watchers):
             try:

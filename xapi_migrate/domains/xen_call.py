@@ -20,6 +20,7 @@ from pathlib import Path
 from xapi_migrate.domains.folders import SPEC
 from xapi_migrate.domains.libxl import Libxl, XenError, Xenstore
 from xapi_migrate.domains.xen_stream import GivenUp, carry
+from xapi_migrate.domains.xen_watch import SUSPENDED, doing
 
 STREAM_FD = 3
 CONFIG = "config.json"
@@ -70,7 +71,11 @@ class Call:
         self._xl.unpause(self._domid())
 
     def resume(self) -> None:
-        self._xl.resume(self._domid())
+        """What does not stand still after a suspend stays as it is. The lock has been waited for: no suspend is under
+        way, and none of an earlier daemon either."""
+        domid = self._domid()
+        if doing(self._xl.info(domid) or {}) == SUSPENDED:
+            self._xl.resume(domid)
 
     def shutdown(self) -> None:
         self._xl.shutdown(self._domid())

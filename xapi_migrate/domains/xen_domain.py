@@ -1,7 +1,8 @@
 """One domain on Xen: its folder, its block devices, and what Xen says of it.
 
-In the folder: `spec.json` (which hardware), `config.json` (the same in libxl's words), `lock` (see xen_call). The
-folder is the domain: it is made first and removed last. Xen knows the domain by its id, as its name.
+In the folder: `spec.json` (which hardware), `config.json` (the same in libxl's words), `boot` (the host's, in which it
+was built), `lock` (see xen_call). The folder is the domain: it is made first and removed last. Xen knows the domain by
+its id, as its name.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from xapi_migrate.domains.xen_config import XenConfig
 from xapi_migrate.domains.xen_hardware import config
 from xapi_migrate.domains.xen_processes import call
 from xapi_migrate.errors import DomainError
+from xapi_migrate.processes.child import boot_id
 from xapi_migrate.processes.in_thread import in_thread
 
+BOOT = "boot"
 STATES = {
     xen_watch.RUNNING: DomainState.RUNNING,
     xen_watch.PAUSED: DomainState.PAUSED,
@@ -42,6 +45,7 @@ def _prepare(folder: Path, spec: DomainSpec, xen: XenConfig) -> None:
         if nic.bridge and not is_bridge(nic.bridge):
             raise ValueError(f"there is no bridge {nic.bridge} on this host")
     folder.mkdir(parents=True, mode=0o700)
+    (folder / BOOT).write_text(boot_id())
     write_spec(folder, spec)
     devices = {}
     for disk in spec.disks:
@@ -84,6 +88,8 @@ class XenDomain:
         """It is not there as a whole yet."""
         self.counted = False
         """Xen knows it, and counts its memory."""
+        self.of_this_boot = True
+        """Whether this host has not been started anew since it was built."""
         self.rebooting = False
         """A new domain is built in its place."""
         self.told: DomainState | None = None
@@ -104,6 +110,7 @@ class XenDomain:
         """Take over a domain of an earlier daemon."""
         self.counted = True
         try:
+            self.of_this_boot = await in_thread((self.folder / BOOT).read_text) == boot_id()
             self.spec = spec_from_json(await in_thread((self.folder / SPEC).read_text))
         except (OSError, ValueError, TypeError, KeyError) as failure:
             self.log.warn(
