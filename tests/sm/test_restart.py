@@ -26,8 +26,8 @@ from tests.sm.two_hosts import (
     until,
 )  # fmt: skip
 from xapi_migrate.processes.child import find
-from xapi_migrate.sm.copy import Copy
-from xapi_migrate.sm.interfaces import CopyState
+from xapi_migrate.sm.copy import CANCELLED, Copy
+from xapi_migrate.sm.interfaces import CopyState, CopyStatus
 from xapi_migrate.sm.services import SMServices
 from xapi_migrate.sm.timeouts import SMTimeouts
 from xapi_migrate.together import started
@@ -121,6 +121,36 @@ async def test_a_copy_that_a_stopping_daemon_cancelled_begins_anew(tmp_path: Pat
         await ours.sr.vdi_copy(vdi, url, "copy-1", None)
         await until(ours, "copy-1", CopyState.READY)
         await ours.sr.copy_cancel("copy-1")
+        await theirs.sr.vdi_close_url(fresh, "migration-1")
+
+
+@pytest.mark.parametrize("idle", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_copy_that_was_being_given_up_when_the_daemon_ended_has_let_go_of_its_disk(
+    tmp_path: Path, idle: bool
+) -> None:
+    """Its job runs and its copier lives, though it is told to have failed: both have to go, whether there is anything
+    to copy or not, before the disk is used again."""
+    speed = QUICK.copy_speed if idle else SLOW.copy_speed
+    async with two_hosts(tmp_path, timeouts=attrs.evolve(SLOW, copy_speed=speed)) as (ours, theirs):
+        vdi = await make_disk(ours, SIZE, filled=48 * MIB)
+        async with guest_on(ours, vdi) as guest:
+            fresh, url = await begin_copy(ours, theirs, vdi, SIZE)
+            if idle:
+                await until(ours, "copy-1", CopyState.READY)
+            copy = ours.services.copies.get("copy-1")
+            ours.services.let_go()
+            copy.end_at_once(CopyStatus(CopyState.FAILED, error=CANCELLED))
+            await restart(ours, "raw")
+            assert (await ours.services.datapaths.get(vdi).daemon.execute("query-jobs")) == []
+            assert ours.services.copies.alive() == []
+            guest.pause = 0.05
+            guest.start()
+            await ours.sr.vdi_copy(vdi, url, "copy-1", None)
+            await until(ours, "copy-1", CopyState.READY)
+            await guest.stop()
+            assert guest.failed == 0 and not guest.client.lost
+            await ours.sr.copy_cancel("copy-1")
         await theirs.sr.vdi_close_url(fresh, "migration-1")
 
 

@@ -193,8 +193,22 @@ class Copy:
         """After a restart of the daemon: let go of what a copy that was over may still have held."""
         self._datapath, self._slowdown = datapath, Slowdown(datapath, self._timeouts)
         await self.copier.recover()
-        self._mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
+        self._mirror = mirror = Mirror(self._reactor, datapath.daemon, self._timeouts)
+        try:
+            await self._stopped(mirror)
+        except _TROUBLE as failure:
+            self.log.warn("copy {ref}: its job does not end: {why}", ref=self.of.ref, why=failure)
         await self._let_go_of_all("")
+
+    async def _stopped(self, mirror: Mirror) -> None:
+        """Of an earlier daemon, which ended while it gave the copy up: end its job, if it has not ended yet."""
+        deadline = self._reactor.seconds() + self._timeouts.guard
+        if (await mirror.progress()).concluded:
+            return
+        await self._take_over_in_order()
+        while not (await mirror.progress()).concluded and self._reactor.seconds() < deadline:
+            mirror.abort()
+            await mirror.changed(0.2)
 
     def give_up(self, reason: str) -> None:
         """Begin to end it as failed; `_until_over` waits for that."""
