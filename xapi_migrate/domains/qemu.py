@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer, threads
-from twisted.logger import Logger
 from zope.interface import implementer
 
+from xapi_migrate.domains.driver import Driver
 from xapi_migrate.domains.folders import folders
 from xapi_migrate.domains.host_memory import linux_memory
 from xapi_migrate.domains.interfaces import (
@@ -30,18 +29,16 @@ from xapi_migrate.domains.qemu_models import QEMUModels
 from xapi_migrate.domains.qemu_refusals import STOPPED
 from xapi_migrate.domains.qemu_restoration import QEMURestoration
 from xapi_migrate.domains.qemu_suspension import QEMUSuspension, give_up_stray, settle
-from xapi_migrate.errors import DomainError
 
 STREAM = "qemu"
 """The name of the stream's format; the machine type that it is for travels in the VM's metadata."""
 
 
 @implementer(IDomainDriver)
-class QEMUDriver:
+class QEMUDriver(Driver[QEMUDomain]):
     """Keeps its domains in `<state_dir>/domains/<domain id>/`. `host` is what errors call this host."""
 
     name = "qemu"
-    log = Logger()
 
     def __init__(
         self,
@@ -50,13 +47,11 @@ class QEMUDriver:
         config: QEMUConfig | None = None,
         host: Callable[[], str] = socket.gethostname,
     ) -> None:
+        super().__init__(host)
         self._reactor = reactor
         self._root = state_dir / "domains"
         self._config = config or QEMUConfig()
-        self._host = host
-        self._domains: dict[str, QEMUDomain] = {}
         self._suspensions: dict[str, QEMUSuspension] = {}
-        self._watchers: list[Callable[[str, DomainState], None]] = []
         self._disk_watchers: list[Callable[[str, DomainDisk, str], None]] = []
         self._models = QEMUModels(self._config)
 
@@ -112,7 +107,7 @@ class QEMUDriver:
 
     async def pause(self, domain_id: str) -> None:
         domain = self._get(domain_id, "pause")
-        await self._only(domain, "pause", DomainState.RUNNING, DomainState.PAUSED)
+        await self._only(domain_id, "pause", DomainState.RUNNING, DomainState.PAUSED)
         try:
             await domain.pause()
         except Exception as failure:
@@ -120,7 +115,7 @@ class QEMUDriver:
 
     async def unpause(self, domain_id: str) -> None:
         domain = self._get(domain_id, "run")
-        if await self._only(domain, "run", DomainState.RUNNING, DomainState.PAUSED) is not DomainState.RUNNING:
+        if await self._only(domain_id, "run", DomainState.RUNNING, DomainState.PAUSED) is not DomainState.RUNNING:
             try:
                 await domain.go_on()
             except Exception as failure:
@@ -161,7 +156,7 @@ class QEMUDriver:
         earlier = self._suspensions.get(domain_id)
         if earlier is not None and not earlier.over:
             raise self._error(domain_id, "suspend", "it is being suspended already")
-        await self._only(domain, "suspend", DomainState.RUNNING, DomainState.PAUSED)
+        await self._only(domain_id, "suspend", DomainState.RUNNING, DomainState.PAUSED)
         suspension = self._suspensions[domain_id] = QEMUSuspension(domain)
         await suspension.begin(fd, live)
         return suspension
@@ -186,10 +181,6 @@ class QEMUDriver:
         domain = self._domains.get(domain_id)
         return DomainState.ABSENT if domain is None else await domain.state()
 
-    def why(self, domain_id: str) -> str:
-        domain = self._domains.get(domain_id)
-        return domain.why if domain is not None else ""
-
     def memory(self) -> HostMemory:
         return linux_memory()
 
@@ -199,53 +190,21 @@ class QEMUDriver:
     async def refuses(self, machine: str, cpu: str) -> str:
         return await self._models.refuses(machine or self._config.machine, cpu or self._config.cpu)
 
-    async def domains(self) -> list[str]:
-        return sorted(self._domains)
-
-    def watch(self, callback: Callable[[str, DomainState], None]) -> None:
-        self._watchers.append(callback)
-
     def watch_disks(self, callback: Callable[[str, DomainDisk, str], None]) -> None:
         self._disk_watchers.append(callback)
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _new(self, domain_id: str) -> QEMUDomain:
-        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", domain_id):
-            raise self._error(domain_id, "be made", "its id is not one")
-        domain = QEMUDomain(
+    def _make(self, domain_id: str) -> QEMUDomain:
+        return QEMUDomain(
             self._reactor, self._root / domain_id, domain_id, self._config, self._host, self._tell, self._tell_disk
         )
-        self._domains[domain_id] = domain
-        return domain
-
-    def _get(self, domain_id: str, action: str) -> QEMUDomain:
-        domain = self._domains.get(domain_id)
-        if domain is None:
-            raise self._error(domain_id, action, "there is no such domain")
-        return domain
-
-    async def _only(self, domain: QEMUDomain, action: str, *states: DomainState) -> DomainState:
-        state = await domain.state()
-        if state not in states:
-            raise self._error(domain.domain_id, action, f"it is {state.value}")
-        return state
 
     async def _ask(self, domain: QEMUDomain, action: str, command: str) -> None:
         try:
             await domain.ask(command)
         except Exception as failure:
             raise domain.error(action, failure) from failure
-
-    def _error(self, domain_id: str, action: str, reason: str) -> DomainError:
-        return DomainError(domain=domain_id, host=self._host(), action=action, reason=reason)
-
-    def _tell(self, domain_id: str, state: DomainState) -> None:
-        for watcher in list(self._watchers):
-            try:
-                watcher(domain_id, state)
-            except Exception:
-                self.log.failure("a watcher of domains failed")
 
     def _tell_disk(self, domain_id: str, disk: DomainDisk, why: str) -> None:
         for watcher in list(self._disk_watchers):

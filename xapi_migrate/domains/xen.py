@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer, task
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from xapi_migrate.domains import xen_watch
 from xapi_migrate.domains.announcement import announce
+from xapi_migrate.domains.driver import Driver
 from xapi_migrate.domains.folders import folders
 from xapi_migrate.domains.interfaces import (
     GONE,
@@ -39,12 +38,11 @@ STREAM = "libxl"
 
 
 @implementer(IDomainDriver)
-class XenDriver:
+class XenDriver(Driver[XenDomain]):
     """Keeps its domains in `<state_dir>/domains/<domain id>/`; Xen knows them by their ids. Others' domains on this
     host are none of its business. `host` is what errors call this host."""
 
     name = "xen"
-    log = Logger()
 
     def __init__(
         self,
@@ -53,14 +51,12 @@ class XenDriver:
         config: XenConfig | None = None,
         host: Callable[[], str] = socket.gethostname,
     ) -> None:
+        super().__init__(host)
         self._reactor = reactor
         self._root = state_dir / "domains"
         self._config = config or XenConfig()
-        self._host = host
-        self._domains: dict[str, XenDomain] = {}
         self._suspensions: dict[str, XenSuspension] = {}
         self._restorations: dict[str, XenRestoration] = {}
-        self._watchers: list[Callable[[str, DomainState], None]] = []
         timeouts = self._config.timeouts
         self._xen = XenWatch(reactor, timeouts.question, timeouts.retry, self._changed)
         self._work: set[defer.Deferred[None]] = set()
@@ -136,7 +132,7 @@ class XenDriver:
 
     async def pause(self, domain_id: str) -> None:
         domain = self._get(domain_id, "pause")
-        if await self._only(domain, "pause", DomainState.RUNNING, DomainState.PAUSED) is DomainState.RUNNING:
+        if await self._only(domain_id, "pause", DomainState.RUNNING, DomainState.PAUSED) is DomainState.RUNNING:
             await domain.call("pause", "pause")
             try:
                 await domain.settle()
@@ -146,7 +142,7 @@ class XenDriver:
 
     async def unpause(self, domain_id: str) -> None:
         domain = self._get(domain_id, "run")
-        if await self._only(domain, "run", DomainState.RUNNING, DomainState.PAUSED) is not DomainState.RUNNING:
+        if await self._only(domain_id, "run", DomainState.RUNNING, DomainState.PAUSED) is not DomainState.RUNNING:
             await domain.call("run", "unpause")
         if domain.spec is not None:
             self._background(announce(self._reactor, domain.spec.nics))
@@ -172,7 +168,7 @@ class XenDriver:
         earlier = self._suspensions.get(domain_id)
         if earlier is not None and not earlier.over:
             raise self._error(domain_id, "suspend", "it is being suspended already")
-        if await self._only(domain, "suspend", DomainState.RUNNING, DomainState.PAUSED) is DomainState.PAUSED:
+        if await self._only(domain_id, "suspend", DomainState.RUNNING, DomainState.PAUSED) is DomainState.PAUSED:
             # a guest on Xen takes part in its suspend, and has to run for that
             await domain.call("suspend", "unpause")
         suspension = self._suspensions[domain_id] = XenSuspension(domain, fd, live)
@@ -203,10 +199,6 @@ class XenDriver:
             raise domain.error("say what it is doing", failure) from failure
         return domain.state(words.get(domain_id)) if domain_id in self._domains else DomainState.ABSENT
 
-    def why(self, domain_id: str) -> str:
-        domain = self._domains.get(domain_id)
-        return domain.why if domain is not None else ""
-
     def memory(self) -> HostMemory:
         return self._xen.memory
 
@@ -219,38 +211,13 @@ class XenDriver:
             return f"domains of host {self._host()} are {self._config.machine}, not {machine}"
         return f"domains of host {self._host()} have no CPU model, so not {cpu}" if cpu else ""
 
-    async def domains(self) -> list[str]:
-        return sorted(self._domains)
-
-    def watch(self, callback: Callable[[str, DomainState], None]) -> None:
-        self._watchers.append(callback)
-
     def watch_disks(self, callback: Callable[[str, DomainDisk, str], None]) -> None:
         """Nobody is ever called: on Xen a disk that refuses a request refuses it to the guest."""
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _new(self, domain_id: str) -> XenDomain:
-        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", domain_id):
-            raise self._error(domain_id, "be made", "its id is not one")
-        domain = XenDomain(self._reactor, self._root / domain_id, domain_id, self._config, self._host)
-        self._domains[domain_id] = domain
-        return domain
-
-    def _get(self, domain_id: str, action: str) -> XenDomain:
-        domain = self._domains.get(domain_id)
-        if domain is None:
-            raise self._error(domain_id, action, "there is no such domain")
-        return domain
-
-    async def _only(self, domain: XenDomain, action: str, *states: DomainState) -> DomainState:
-        state = await self.state(domain.domain_id)
-        if state not in states:
-            raise self._error(domain.domain_id, action, f"it is {state.value}")
-        return state
-
-    def _error(self, domain_id: str, action: str, reason: str) -> DomainError:
-        return DomainError(domain=domain_id, host=self._host(), action=action, reason=reason)
+    def _make(self, domain_id: str) -> XenDomain:
+        return XenDomain(self._reactor, self._root / domain_id, domain_id, self._config, self._host)
 
     def _background(self, work: Any) -> None:
         running = defer.Deferred.fromCoroutine(work)
@@ -293,7 +260,7 @@ class XenDriver:
             elif word == xen_watch.REBOOT:
                 self._background(self._reboot(domain))
             else:
-                self._tell(domain, domain.state(word))
+                self._tell_once(domain, domain.state(word))
 
     async def _reboot(self, domain: XenDomain) -> None:
         """The guest asked for a reset: on Xen that is a new domain in the place of the old one."""
@@ -308,14 +275,10 @@ class XenDriver:
             domain.rebooting = False
             await self._xen.ask()  # where it could not be built again it is told of as crashed
 
-    def _tell(self, domain: XenDomain, state: DomainState) -> None:
+    def _tell_once(self, domain: XenDomain, state: DomainState) -> None:
         if state not in (DomainState.SHUTDOWN, DomainState.CRASHED) or domain.told is state:
             return
         domain.told = state
         if state is DomainState.CRASHED and not domain.why and domain.of_this_boot:
             domain.why = "its guest crashed, or somebody destroyed it"
-        for watcher in list(self._watchers):
-            try:
-                watcher(domain.domain_id, state)
-            except Exception:
-                self.log.failure("a watcher of domains failed")
+        self._tell(domain.domain_id, state)
