@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 import XenAPI
-from twisted.internet import threads
+from twisted.internet import reactor, task, threads
 
 from tests.upstream.beside import Beside, beside
 from tests.upstream.receiver import MAC_SEED, World, crash_at, session_of, world
@@ -189,10 +189,10 @@ async def test_it_is_given_up_while_the_upstream_imports_it(tmp_path: Path) -> N
         uris = await w.offer(here)
         goes_on = threading.Event()
         imported = w.at_the_import(lambda: goes_on.wait(60))
-        task = await w.migrate(uris)
+        migration = await w.migrate(uris)
         await w.until(imported.is_set, "it is not imported")
-        await w.sender.client(lambda x: x.task.cancel(task))
-        assert await w.over(task) == "cancelled"
+        await w.sender.client(lambda x: x.task.cancel(migration))
+        assert await w.over(migration) == "cancelled"
         w.stayed()
         await w.until(lambda: [one.state for one in here.arrivals.known.values()] == ["given up"], "it is not undone")
         await here.arrivals.settle_all()
@@ -204,6 +204,7 @@ async def test_it_is_given_up_while_the_upstream_imports_it(tmp_path: Path) -> N
         while here.arrivals.known:
             w.locked_if_there()
             await here.arrivals.settle_all()
+            await task.deferLater(reactor, 0.01)  # where it is just being done there is nothing to wait for
         await w.nothing_here(here)
         w.nothing_there()
 
