@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import XenAPI
 
 from tests.faults.ground import SMALL, Ground, _state
 from tests.faults.points import Point
 from tests.system.test_doctor import command
 from tests.system.world import as_raw
+from xapi_migrate.lab.host import USER, LabHost
 
 pytestmark = pytest.mark.system
 
@@ -29,15 +31,22 @@ def alone(ground: Ground) -> Iterator[None]:
     ground.no_guest()
 
 
+def _begun(host: LabHost, vdi: str) -> str:
+    """Its task. Nobody logs out: the daemon may stand still before that comes."""
+    session = XenAPI.Session(host.url)
+    session.xenapi.login_with_password(USER, host.password, "2.23", "faults")
+    api = session.xenapi
+    there = api.SR.get_by_uuid(host.srs["local-qcow2"])
+    return str(api.Async.VDI.pool_migrate(api.VDI.get_by_uuid(vdi), there, {}))
+
+
 @pytest.mark.parametrize("dies", ["the daemon", "the storage processes too"])
 @pytest.mark.parametrize("point", ["before-committed", "after-committed"])
 def test_no_write_is_lost_at_the_decision(ground: Ground, tmp_path: Path, point: str, dies: str) -> None:
     host, world = ground.sender, ground.world
     made = ground.made = world.new_guest(host, SMALL)
     ground._stop_at(host, "motion", point)
-    with world.session(host) as api:
-        vdi, sr = api.VDI.get_by_uuid(made.vdis[0]), api.SR.get_by_uuid(host.srs["local-qcow2"])
-        task = api.Async.VDI.pool_migrate(vdi, sr, {})
+    task = _begun(host, made.vdis[0])
     ground._until_stopped(host, Point("motion", point))
     assert not world.ticks(made.uuid, host), "the guest goes on, and its flushes reach one image only"
     host.kill()
@@ -69,9 +78,7 @@ def test_a_motion_whose_sr_is_away_waits_for_it(ground: Ground, end: str) -> Non
     made = ground.made = world.new_guest(host, SMALL)
     point = "before-committed" if end == "it is given up" else "after-begun"
     ground._stop_at(host, "motion", point)
-    with world.session(host) as api:
-        vdi, sr = api.VDI.get_by_uuid(made.vdis[0]), api.SR.get_by_uuid(host.srs["local-qcow2"])
-        task = api.Async.VDI.pool_migrate(vdi, sr, {})
+    task = _begun(host, made.vdis[0])
     ground._until_stopped(host, Point("motion", point))
     host.kill()
     place = world.lab.sr_location(host, "local-raw")
@@ -106,5 +113,5 @@ def test_a_motion_whose_sr_is_away_waits_for_it(ground: Ground, end: str) -> Non
         assert command(host, "doctor", "--yes").returncode == 0
         assert ground.processes(host, "datapaths") == []
         with world.session(host) as api:
-            for vdi in api.SR.get_VDIs(sr):
+            for vdi in api.SR.get_VDIs(api.SR.get_by_uuid(host.srs["local-qcow2"])):
                 api.VDI.destroy(vdi)
