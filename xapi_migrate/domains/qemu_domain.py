@@ -324,6 +324,7 @@ class QEMUDomain:
                 if (await self.ask("query-status"))["status"] != STOPPED:
                     return
                 await self.go_on_paused()
+            await self.go_on()  # else it may be paused by now, with nobody who asked for that
             raise self.error("pause", "one of its disks refuses requests, and its guest waits for that")
         except BaseException:
             self.refusals.release()
